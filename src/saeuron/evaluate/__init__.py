@@ -1,0 +1,1 @@
+"""Protocols that measure a pipeline, however it was made to forget."""

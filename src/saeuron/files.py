@@ -1,0 +1,119 @@
+"""Reading and writing the folders that outlive a run, so that none is ever half-written or half-read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write files into; they are moved to `folder` when the block ends well, and dropped otherwise.
+
+    Files of other names that `folder` already has stay as they are.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        folder.mkdir(exist_ok=True)
+        for path in sorted(new.iterdir()):
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def write_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it becomes `path` when the block ends well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file. Raises ValueError, naming the file, when there is none."""
+    if not path.is_file():
+        raise ValueError(f"no file '{path}'")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' is not json: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"'{path}': expected a json object, found {type(value).__name__}")
+    return value
+
+
+def resolve_folder(name: Path | str, *, revision: str | None = None, allow_patterns: list[str] | None = None) -> Path:
+    """The folder `name`, or the hub repository `name` downloaded.
+
+    Raises ValueError when it is neither, or when the hub does not answer.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(name).count("/") != 1 or str(name).startswith((".", "~")):
+        raise ValueError(f"no folder '{name}'; expected a folder or a hub id such as 'user/repository'")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=allow_patterns))
+    except Exception as error:  # the hub's client raises dozens of unrelated types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"no folder '{name}', and the hub did not give '{name}': {reason}") from None
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested dicts of tensors and json values to one safetensors file, atomically; `load_state` reads it."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+
+    def split(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: split(entry, f"{name}/{key}") for key, entry in value.items()}
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            return {_TENSOR: name}
+        return value
+
+    rest = json.dumps(split(state, ""))
+    with write_file(path) as new:
+        save_file(tensors, new, metadata={"state": rest})
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote. Raises ValueError, naming the file, when it is damaged or something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            rest = json.loads((file.metadata() or {})["state"])
+
+            def join(value: Any) -> Any:
+                if isinstance(value, dict):
+                    if _TENSOR in value:
+                        return file.get_tensor(value[_TENSOR])
+                    return {key: join(entry) for key, entry in value.items()}
+                return value
+
+            return join(rest)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"'{path}' is damaged or no checkpoint of saeuron: {error}") from None
+
+
+_TENSOR = "__tensor__"

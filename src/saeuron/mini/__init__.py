@@ -1,0 +1,43 @@
+"""MiniCanvas: UnlearnCanvas in miniature, a genuine StableDiffusionPipeline that runs on a laptop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saeuron.mini.canvas import OBJECTS, STYLES
+from saeuron.mini.classifier import Classifier
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+SAES = WEIGHTS / "sae"
+"""Bundled SAEs: a folder for each hookpoint."""
+
+PROFILES = WEIGHTS / "profiles"
+"""Bundled profiles: `styles` and `objects`, each with a folder for each hookpoint."""
+
+SETTINGS = WEIGHTS / "settings.json"
+"""Hookpoint, features and multiplier for styles and for each object."""
+
+STEPS, GUIDANCE = 25, 4.0
+"""The sampling that MiniCanvas is measured with."""
+
+__all__ = ["GUIDANCE", "OBJECTS", "PROFILES", "SAES", "SETTINGS", "STEPS", "STYLES", "classifiers", "load"]
+
+
+def load(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """The bundled pipeline: a stock `StableDiffusionPipeline` that makes 64 x 64 pictures."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        WEIGHTS / "pipeline", torch_dtype=dtype, local_files_only=True, safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def classifiers(device: torch.device | str = "cpu") -> dict[str, Classifier]:
+    """The bundled classifiers: "style" (one of its labels is "plain") and "object"."""
+    return {kind: Classifier.load(WEIGHTS / f"{kind}_classifier.safetensors").to(device) for kind in ("style", "object")}

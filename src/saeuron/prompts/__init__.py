@@ -1,0 +1,111 @@
+"""The prompts of the experiments: anchor prompts to learn and tune on, evaluation prompts to measure with."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ANCHORS = Path(__file__).parent / "anchors"
+"""Our own anchor prompts: 80 one-sentence captions for each of UnlearnCanvas's 20 objects, one file an object."""
+
+STYLES = tuple((Path(__file__).parent / "styles.txt").read_text().split())
+"""UnlearnCanvas's 50 styles."""
+
+OBJECTS = tuple(sorted(path.stem for path in ANCHORS.glob("*.txt")))
+"""UnlearnCanvas's 20 objects."""
+
+
+def anchor_prompts(object: str, folder: Path = ANCHORS) -> list[str]:
+    """The lines of `folder/<object>.txt`, without blank ones.
+
+    Raises ValueError when there is no such file or nothing in it.
+    """
+    path = Path(folder) / f"{object}.txt"
+    if not path.is_file():
+        names = sorted(found.stem for found in Path(folder).glob("*.txt"))
+        if not names:
+            raise ValueError(f"no anchor prompts in '{folder}': expected one <object>.txt for each object")
+        raise ValueError(f"no anchor prompts for {unknown('object', object, names)}")
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"'{path}' is empty: expected one prompt a line")
+    return prompts
+
+
+def styled(prompt: str, style: str | None) -> str:
+    """`prompt` with the postfix that the SAE's training prompts carry, or as it is when `style` is None."""
+    return prompt if style is None else f"{prompt.removesuffix('.')} in {spoken(style)} style."
+
+
+def evaluation_prompt(object: str, style: str | None) -> str:
+    """UnlearnCanvas's evaluation prompt for an object in a style, or without one."""
+    return f"An image of {object}." if style is None else f"An image of {object} in {spoken(style)} style."
+
+
+def spoken(name: str) -> str:
+    """A style's name as it stands in a prompt: `Van_Gogh` is said "Van Gogh"."""
+    return name.replace("_", " ")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not known: what was given, near matches, and what there is."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    listed = ", ".join(known[:60]) + (", ..." if len(known) > 60 else "")
+    return f"unknown {kind} {name!r}; {hint}there are {len(known)}: {listed}"
+
+
+def training_prompts(
+    objects: Sequence[str],
+    styles: Sequence[str],
+    folder: Path = ANCHORS,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Every anchor prompt, plain and in every style, as the paper's SAEs are trained on; or `count` of them by chance.
+
+    The chance is the same for every object and style, so that few prompts still hold them all.
+    """
+    rng = random.Random(seed)
+    cells = []
+    for object in objects:
+        for style in (None, *styles):
+            texts = [styled(prompt, style) for prompt in anchor_prompts(object, folder)]
+            rng.shuffle(texts)
+            cells.append(texts)
+    rng.shuffle(cells)
+    rounds = [text for row in itertools.zip_longest(*cells) for text in row if text is not None]
+    if count is None:
+        return rounds
+    if not 1 <= count <= len(rounds):
+        raise ValueError(f"{count} prompts asked for; expected a number from 1 to {len(rounds)}, all that there are")
+    return rounds[:count]
+
+
+def validation_prompts(
+    kind: str, objects: Sequence[str], styles: Sequence[str], folder: Path = ANCHORS, *, each: int | None = None
+) -> dict[str, list[str]]:
+    """The prompts of each concept that a profile is measured on; none is an evaluation prompt.
+
+    Styles: the first anchor prompt of each object, in the style. Objects: all anchor prompts, without a style. With
+    `each`, that many for each pair of object and style instead (and without a style too, for objects).
+    """
+    if kind not in ("style", "object"):
+        raise ValueError(f"unknown kind {kind!r}; expected 'style' or 'object'")
+    if kind == "style":
+        pairs = {style: [(object, style) for object in objects] for style in styles}
+    else:
+        pairs = {object: [(object, style) for style in ((None, *styles) if each else (None,))] for object in objects}
+    return {
+        concept: [
+            styled(prompt, style)
+            for object, style in found
+            for prompt in anchor_prompts(object, folder)[: each or (1 if kind == "style" else None)]
+        ]
+        for concept, found in pairs.items()
+    }

@@ -1,0 +1,157 @@
+"""Where a concept can be edited: hookpoints ranked by how well a briefly trained SAE singles concepts out there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeuron.activations import ActivationStream, HookpointShape, Sampling, activations, hookpoint_shapes
+from saeuron.concepts import ConceptProfile, profile, scores
+from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, mean_scores
+from saeuron.images import ImageRequest
+from saeuron.sae import SaeConfig, SparseAutoencoder
+from saeuron.train import TrainConfig, Trainer, train
+from saeuron.unlearn import plan, unlearned
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """How much is spent on each hookpoint."""
+
+    expansion_factor: int = 8
+    k: int = 16
+    lr: float = 1e-3
+    batch: int = 1024
+    epochs: int = 5
+    buffer: int = 65_536
+    features: int = 1
+    """Features for each concept in the trial edit."""
+    multipliers: tuple[float, ...] = (-1.0, -4.0)
+    """Trial edits; the best one counts."""
+
+
+@dataclass(frozen=True)
+class HookpointReport:
+    """What the scan found at one hookpoint, over the given concepts."""
+
+    hookpoint: str
+    shape: HookpointShape
+    fvu: float
+    """Fraction of variance that the brief SAE leaves unexplained."""
+    best_score: float
+    """Score of a concept's best feature, mean over steps and concepts."""
+    knn: float
+    """How often the nearest image, by mean SAE features, is of the same concept."""
+    multiplier: float | None = None
+    edit: CanvasScores | None = None
+    """What the better of the trial edits does, mean over concepts; None when no classifiers were given."""
+
+
+def scan(
+    pipe: Any,
+    hookpoints: Sequence[str],
+    training_prompts: Sequence[str],
+    concept_prompts: Mapping[str, Sequence[str]],
+    sampling: Sampling,
+    config: ScanConfig = ScanConfig(),
+    *,
+    kind: Kind = "style",
+    trials: Sequence[ImageRequest] = (),
+    classifiers: Mapping[Kind, Classifier] | None = None,
+    out: Path | str | None = None,
+) -> list[HookpointReport]:
+    """Train a small SAE at every hookpoint from one stream, profile the concepts, try an edit, and rank.
+
+    With `classifiers`, `trials` and `out`, each concept is removed and the trial images are scored; the ranking is by
+    the edit's mean score then, by the best score otherwise.
+    """
+    shapes = hookpoint_shapes(pipe, hookpoints, sampling)
+    saes, fvu = _brief_saes(pipe, shapes, training_prompts, sampling, config)
+    profiles = profile(pipe, saes, concept_prompts, sampling)
+    nearest = _knn(pipe, saes, concept_prompts, sampling)
+    reports = []
+    for hookpoint, sae in saes.items():
+        best = [scores(profiles[hookpoint], concept).amax(1).mean().item() for concept in concept_prompts]
+        report = HookpointReport(
+            hookpoint, shapes[hookpoint], fvu[hookpoint], sum(best) / len(best), nearest[hookpoint]
+        )
+        if classifiers and trials and out is not None:
+            folder = Path(out) / hookpoint
+            report = _try_edit(pipe, report, sae, profiles[hookpoint], kind, trials, classifiers, folder, sampling, config)
+        reports.append(report)
+    return sorted(reports, key=lambda r: r.edit.mean if r.edit else r.best_score, reverse=True)
+
+
+def _brief_saes(
+    pipe: Any,
+    shapes: Mapping[str, HookpointShape],
+    prompts: Sequence[str],
+    sampling: Sampling,
+    config: ScanConfig,
+) -> tuple[dict[str, SparseAutoencoder], dict[str, float]]:
+    stream = ActivationStream(
+        pipe, prompts, list(shapes), sampling, batch=config.batch, buffer=config.buffer, uses=config.epochs
+    )
+    settings = TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
+    trainers = {}
+    for hookpoint, shape in shapes.items():
+        sae = SparseAutoencoder(SaeConfig(shape.d_in, config.expansion_factor, k=config.k))
+        trainers[hookpoint] = Trainer(sae, settings, shape.vectors * len(prompts) * config.epochs // config.batch)
+    fvu = {stats.hookpoint: stats.fvu for stats in train(trainers, stream)}
+    return {hookpoint: trainer.sae for hookpoint, trainer in trainers.items()}, fvu
+
+
+@torch.no_grad()
+def _knn(
+    pipe: Any, saes: Mapping[str, SparseAutoencoder], prompts: Mapping[str, Sequence[str]], sampling: Sampling
+) -> dict[str, float]:
+    """Leave-one-out accuracy of the nearest neighbour by cosine, on the mean code of each image."""
+    labels = [concept for concept, texts in prompts.items() for _ in texts]
+    texts = [text for texts in prompts.values() for text in texts]
+    codes: dict[str, list[Tensor]] = {hookpoint: [] for hookpoint in saes}
+    for made in activations(pipe, texts, list(saes), sampling):
+        for hookpoint, found in made.items():
+            for image in range(found.tokens.shape[1]):
+                codes[hookpoint].append(_mean_code(found.tokens[:, image], saes[hookpoint]))
+    result = {}
+    for hookpoint, rows in codes.items():
+        unit = torch.nn.functional.normalize(torch.stack(rows), dim=1)
+        likeness = (unit @ unit.T).fill_diagonal_(-1)
+        result[hookpoint] = sum(labels[i] == labels[j] for i, j in enumerate(likeness.argmax(1).tolist())) / len(labels)
+    return result
+
+
+def _mean_code(tokens: Float[Tensor, "step token d_in"], sae: SparseAutoencoder) -> Float[Tensor, " latent"]:
+    code = sae.encode(tokens.flatten(0, 1).to(sae.device), sae.selection)
+    return torch.zeros(sae.config.latents, device=sae.device).index_add_(0, code.latent, code.values.float())
+
+
+def _try_edit(
+    pipe: Any,
+    report: HookpointReport,
+    sae: SparseAutoencoder,
+    measured: ConceptProfile,
+    kind: Kind,
+    trials: Sequence[ImageRequest],
+    classifiers: Mapping[Kind, Classifier],
+    folder: Path,
+    sampling: Sampling,
+    config: ScanConfig,
+) -> HookpointReport:
+    """The report with the trial edit whose scores have the highest mean."""
+    tried: dict[float, CanvasScores] = {}
+    for multiplier in config.multipliers:
+        removals = {
+            concept: lambda c=concept, m=multiplier: unlearned(pipe, sae, plan(measured, [c], config.features, m))
+            for concept in measured.concepts
+        }
+        found = evaluate(pipe, removals, kind, trials, classifiers, folder / f"{multiplier:g}", sampling)
+        tried[multiplier] = mean_scores(found.values())
+    best = max(tried, key=lambda multiplier: tried[multiplier].mean)
+    return HookpointReport(**vars(report) | {"multiplier": best, "edit": tried[best]})

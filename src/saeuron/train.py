@@ -1,0 +1,202 @@
+"""Training SAEs on a stream of activation vectors."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saeuron.files import load_state, save_state
+from saeuron.sae import SparseAutoencoder, geometric_median
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How SAEs are trained; the defaults are the paper's."""
+
+    lr: float = 4e-4
+    """Learning rate of the first step; it falls linearly to zero."""
+    batch: int = 4096
+    """Vectors in a step."""
+    epochs: int = 5
+    """How often each vector is used; 10 for the style block of the paper."""
+    auxk_alpha: float = 1 / 32
+    """Weight of the AuxK term."""
+    dead_after: int = 10_000_000
+    """A latent is dead when it has not fired for this many vectors."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    threshold_decay: float = 0.99
+    """Decay of the running mean that becomes the inference threshold."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "batch", "epochs", "dead_after", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
+
+
+class TrainStats(NamedTuple):
+    """Statistics of one SAE, each a mean over the steps since the last ones."""
+
+    hookpoint: str
+    step: int
+    loss: float
+    fvu: float
+    auxk: float
+    l0: float
+    """Active latents for each vector."""
+    dead: float
+    """Fraction of the latents that are dead now."""
+    vectors_per_second: float
+
+
+class Trainer:
+    """One SAE in training: its optimizer, and how long each latent has been silent."""
+
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"{steps} training steps; expected at least 1: more vectors, or a smaller batch")
+        self.sae, self.config, self.steps = sae.train().requires_grad_(True), config, steps
+        fused = sae.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=config.lr, eps=6.25e-10, fused=fused)
+        self.step_count = 0
+        self.silent: Int[Tensor, " latent"] = torch.zeros(sae.config.latents, dtype=torch.long, device=sae.device)
+        """Vectors since each latent last fired."""
+
+    def step(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, " statistic"]:
+        """Improve the SAE on one batch; returns loss, FVU, AuxK, L0 and the dead fraction, on the device."""
+        sae, config = self.sae, self.config
+        x = x.to(sae.device)
+        if self.step_count == 0:
+            with torch.no_grad():
+                sae.b_dec.copy_(geometric_median(x))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * max(0.0, 1 - self.step_count / self.steps)
+        dead = self.silent > config.dead_after
+        loss = sae.loss(x, dead, config.auxk_alpha)
+        self.optimizer.zero_grad()
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(sae.parameters(), config.clip)
+        sae.project_decoder_gradient()
+        self.optimizer.step()
+        sae.normalize_decoder()
+        with torch.no_grad():
+            self.silent += len(x)
+            self.silent[loss.code.latent] = 0
+            smallest = loss.code.values.min().float() if len(loss.code.values) else sae.threshold
+            # a running mean that starts as a plain one, so that short runs are not dragged down by the zero at the start
+            decay = min(config.threshold_decay, self.step_count / (self.step_count + 1))
+            sae.threshold.lerp_(smallest, 1 - decay)
+            l0 = loss.total.new_tensor(len(loss.code.values) / len(x))
+        self.step_count += 1
+        return torch.stack([loss.total, loss.fvu, loss.auxk, l0, dead.to(l0.dtype).mean()]).detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a continued run needs."""
+        adam = self.optimizer.state_dict()["state"]
+        return {
+            "sae": self.sae.state_dict(),
+            "adam": {str(index): values for index, values in adam.items()},
+            "step_count": self.step_count,
+            "silent": self.silent,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.sae.load_state_dict(state["sae"])
+        adam = self.optimizer.state_dict()
+        adam["state"] = {int(index): values for index, values in state["adam"].items()}
+        self.optimizer.load_state_dict(adam)
+        self.step_count = state["step_count"]
+        self.silent = state["silent"].to(self.sae.device)
+        self.sae.changed()
+
+
+class Stream(Protocol):
+    """Batches with the hookpoint that each is from, made anew from a saved state."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def train(
+    trainers: Mapping[str, Trainer],
+    stream: Stream | Iterable[tuple[str, Tensor]],
+    *,
+    out: Path | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 500,
+) -> Iterator[TrainStats]:
+    """Improve one SAE for each hookpoint on the batches of the stream and yield their statistics as they come.
+
+    With `out`, the SAEs are saved there at the end, `stats.jsonl` grows, and every `checkpoint_every` steps a checkpoint
+    is written; the same call with the same `out` continues from it.
+    """
+    checkpoint = None if out is None else Path(out) / "checkpoint.safetensors"
+    if checkpoint is not None and checkpoint.exists():
+        _resume(checkpoint, trainers, stream)
+    window: dict[str, list[Tensor]] = {hookpoint: [] for hookpoint in trainers}
+    clock = dict.fromkeys(trainers, time.perf_counter())
+    steps_made = 0
+
+    def summary(hookpoint: str) -> TrainStats:
+        seconds = time.perf_counter() - clock[hookpoint]
+        values = torch.stack(window[hookpoint]).mean(0).tolist()
+        trainer = trainers[hookpoint]
+        rate = len(window[hookpoint]) * trainer.config.batch / seconds
+        window[hookpoint].clear()
+        clock[hookpoint] = time.perf_counter()
+        stats = TrainStats(hookpoint, trainer.step_count, *values, vectors_per_second=rate)
+        if out is not None:
+            _append(Path(out) / "stats.jsonl", stats._asdict())
+        return stats
+
+    for hookpoint, vectors in stream:
+        window[hookpoint].append(trainers[hookpoint].step(vectors))
+        if len(window[hookpoint]) == log_every:
+            yield summary(hookpoint)
+        steps_made += 1
+        if checkpoint is not None and steps_made % checkpoint_every == 0:
+            _save(checkpoint, trainers, stream)
+    for hookpoint in trainers:
+        if window[hookpoint]:
+            yield summary(hookpoint)
+    for hookpoint, trainer in trainers.items():
+        if trainer.step_count == 0:
+            raise ValueError(f"not one batch for {hookpoint}: more prompts or a smaller batch are needed")
+        trainer.sae.eval().requires_grad_(False)
+        if out is not None:
+            trainer.sae.save_pretrained(out, hookpoint)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+
+
+def _save(path: Path, trainers: Mapping[str, Trainer], stream: Any) -> None:
+    state = {"trainers": {hookpoint: trainer.state_dict() for hookpoint, trainer in trainers.items()}}
+    if hasattr(stream, "state_dict"):
+        state["stream"] = stream.state_dict()
+    save_state(path, state)
+
+
+def _resume(path: Path, trainers: Mapping[str, Trainer], stream: Any) -> None:
+    state = load_state(path)
+    if set(state["trainers"]) != set(trainers):
+        raise ValueError(f"'{path}' is of {', '.join(state['trainers'])}; expected {', '.join(trainers)}")
+    for hookpoint, trainer in trainers.items():
+        trainer.load_state_dict(state["trainers"][hookpoint])
+    if hasattr(stream, "load_state_dict"):
+        stream.load_state_dict(state["stream"])
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(record)) + "\n")
