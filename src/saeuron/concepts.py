@@ -18,7 +18,7 @@ from saeuron.activations import Sampling, activations, seed_of
 from saeuron.files import read_json, resolve_folder, write_folder
 from saeuron.progress import progress
 from saeuron.prompts import unknown
-from saeuron.sae import Selection, SparseAutoencoder
+from saeuron.sae import Selection, SparseAutoencoder, as_selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class ConceptProfile:
                 tensors["timesteps"],
                 str(facts["hookpoint"]),
                 str(facts["sae"]),
-                facts["selection"],
+                as_selection(facts["selection"]),
             )
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged or no concept profile: {error}") from None
@@ -171,8 +171,11 @@ def top_features(
     if percentile is not None:
         if not 0 <= percentile <= 100:
             raise ValueError(f"percentile is {percentile}; expected a number from 0 to 100")
+        found = found.double()  # in float32 the interpolation may round up to the next score
         bound = found.quantile(percentile / 100, dim=1, keepdim=True)
-        return [row.argsort(descending=True)[: int((row > limit).sum())] for row, limit in zip(found, bound, strict=True)]
+        return [
+            row.argsort(descending=True)[: int((row > limit).sum())] for row, limit in zip(found, bound, strict=True)
+        ]
     latents = found.shape[1]
     if not 1 <= features <= latents:
         raise ValueError(f"features is {features}; expected a whole number from 1 to {latents}")

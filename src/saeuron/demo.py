@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> d
     """One SAE for each hookpoint, all from one stream of activations."""
     prompts = training_prompts(mini.OBJECTS, mini.STYLES, count=config.training_prompts)
     sampling = Sampling(steps=mini.STEPS, guidance=mini.GUIDANCE, batch=32)
-    stream = ActivationStream(pipe, prompts, hookpoints, sampling, batch=config.batch, buffer=65_536, uses=config.epochs)
+    stream = ActivationStream(
+        pipe, prompts, hookpoints, sampling, batch=config.batch, buffer=65_536, uses=config.epochs
+    )
     settings = TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
     trainers = {}
     for hookpoint, shape in hookpoint_shapes(pipe, hookpoints, sampling).items():
@@ -146,7 +149,7 @@ def _images(
     classifiers: dict[Kind, Callable] = {kind: c.predict for kind, c in mini.classifiers().items()}  # type: ignore[misc]
     predictions, pictures = {}, {}
     forgets: dict[str, Callable[[], AbstractContextManager]] = {"before": nullcontext}
-    forgets |= {name: lambda made=made: unlearned(pipe, saes, made) for name, made in removals.items()}
+    forgets |= {name: partial(unlearned, pipe, saes, made) for name, made in removals.items()}
     for name, forget in forgets.items():
         folder = out / "images" / name.replace(" ", "")
         log.info("generating %d images: %s", len(requests), name)
@@ -186,9 +189,9 @@ def _write(
     page = Report(f"Forgetting {spoken(config.style)} and {config.object}")
     origin = "bundled with the package" if quick else "trained a moment ago on the pipeline's own activations"
     page.text(
-        f"MiniCanvas is a Stable Diffusion pipeline of 64 x 64 pixels. Sparse autoencoders, {origin}, found the features "
-        f"of each concept; those were turned down while the pictures below were generated. Every pair of pictures "
-        f"comes from the same prompt and the same noise. Nothing in the diffusion model's weights was changed."
+        f"MiniCanvas is a Stable Diffusion pipeline of 64 x 64 pixels. Sparse autoencoders, {origin}, found the "
+        f"features of each concept; those were turned down while the pictures below were generated. Every pair of "
+        f"pictures comes from the same prompt and the same noise. No weight of the diffusion model was changed."
     )
     page.table(
         ["removed", "UA: it is gone", "IRA: its kin are kept", "CRA: the other kind is kept", "features", "multiplier"],
@@ -203,13 +206,16 @@ def _write(
         ],
     )
     page.text(
-        f"Two classifiers read the pictures. Before any removal they recognise the style in {100 * base['style']:.1f} % "
-        f"and the object in {100 * base['object']:.1f} % of the {len(predictions['before'])} pictures."
+        f"Two classifiers read the pictures. Before any removal they recognise the style in "
+        f"{100 * base['style']:.1f} % and the object in {100 * base['object']:.1f} % of the "
+        f"{len(predictions['before'])} pictures."
     )
-    for name in scores | {both: None}:
+    for name in (*scores, both):
         sheet = _before_after(predictions["before"], pictures["before"], pictures[name], config)
         page.heading(f"{spoken(name)} removed")
-        page.picture(sheet, "Above: as generated before. Below: after. Framed: where the removed concept was asked for.")
+        page.picture(
+            sheet, "Above: as generated before. Below: after. Framed: where the removed concept was asked for."
+        )
         sheet.save(out / f"grid_{name.replace(' ', '')}.png")
     page.save(out / "report.html")
 
@@ -221,7 +227,9 @@ def _before_after(
     objects = [config.object, *(o for o in mini.OBJECTS[::3] if o != config.object)][:7]
     styles = list(dict.fromkeys(p.style for p in asked))
     place = {(p.style, p.object): i for i, p in enumerate(asked)}
-    rows, labels, marked = [], [], []
+    rows: list[list[Image.Image]] = []
+    labels: list[str] = []
+    marked: list[tuple[int, int]] = []
     for style in styles:
         for pictures, word in ((before, "before"), (after, "after")):
             marked += [

@@ -45,6 +45,27 @@ def write_file(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make a folder ours by writing `settings.json`, or make sure that it already is, for the same settings.
+
+    Raises ValueError when it holds results of other settings, or files that are not ours.
+    """
+    path = folder / "settings.json"
+    mine = json.loads(json.dumps(settings))
+    if path.exists():
+        theirs = read_json(path)
+        for name in (*mine, *theirs):
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(f"'{folder}' holds results with {name} {theirs.get(name)!r}, not {mine.get(name)!r}")
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file; expected a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"'{folder}' holds other files; expected an empty folder, a new one, or one of these results")
+    with write_file(path) as new:
+        new.write_text(json.dumps(mine, indent=2) + "\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a json file. Raises ValueError, naming the file, when there is none."""
     if not path.is_file():

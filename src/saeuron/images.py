@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from saeuron.activations import Sampling
-from saeuron.files import read_json, write_file
+from saeuron.files import claim_folder, write_file
 from saeuron.progress import progress
 
 
@@ -51,7 +51,8 @@ def generate(
     Raises ValueError when the folder holds images of other settings, or files that are not ours.
     """
     folder = Path(folder)
-    _claim(folder, {"steps": sampling.steps, "guidance": sampling.guidance, **(settings or {})})
+    claim_folder(folder, {"steps": sampling.steps, "guidance": sampling.guidance, **(settings or {})})
+    _mend_manifest(folder)
     made = {_request(record): record for record in _read_manifest(folder)}
     missing = [request for request in dict.fromkeys(requests) if request not in made]
     with progress(total=len(missing), desc=folder.name, unit="image") as bar:
@@ -101,24 +102,6 @@ def _write(folder: Path, request: ImageRequest, image: Image.Image) -> ImageReco
 
 def _request(record: ImageRecord) -> ImageRequest:
     return ImageRequest(record.prompt, record.seed, record.style, record.object)
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder ours, or make sure that it already is, for the same settings."""
-    path = folder / "settings.json"
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        _mend_manifest(folder)
-        theirs = read_json(path)
-        for name in (*settings, *theirs):
-            if settings.get(name) != theirs.get(name):
-                mine, other = settings.get(name), theirs.get(name)
-                raise ValueError(f"'{folder}' holds images made with {name} {other!r}, not {mine!r}")
-        return
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"'{folder}' holds other files; expected an empty folder, a new one, or one of saeuron's")
-    with write_file(path) as new:
-        new.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _read_manifest(folder: Path) -> list[ImageRecord]:

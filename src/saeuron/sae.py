@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,13 @@ from saeuron.sparse import SparseCode, above, batch_topk, decode, topk
 
 Selection = Literal["topk", "threshold"]
 """How latents are chosen at inference: the k largest of each vector, or all above the stored threshold."""
+
+
+def as_selection(name: str) -> Selection:
+    """The selection of that name. Raises ValueError for an unknown one."""
+    if name not in ("topk", "threshold"):
+        raise ValueError(f"unknown selection {name!r}; expected 'topk' or 'threshold'")
+    return "topk" if name == "topk" else "threshold"
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,12 @@ class SparseAutoencoder(nn.Module):
     threshold: Float[Tensor, ""]
 
     def __init__(
-        self, config: SaeConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+        self,
+        config: SaeConfig,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -118,9 +130,9 @@ class SparseAutoencoder(nn.Module):
         Raises ValueError for "threshold" when this SAE has none.
         """
         pre_acts = self.pre_acts(x)
-        if selection == "topk":
+        if as_selection(selection) == "topk":
             return topk(pre_acts, self.config.k)
-        self._require_threshold(selection)
+        self._require_threshold()
         return above(pre_acts, self.threshold)
 
     def activations_of(
@@ -130,8 +142,8 @@ class SparseAutoencoder(nn.Module):
 
         Among equal values at the k-th place, TopK keeps some and this keeps all. Differentiable in `x`.
         """
-        if selection == "threshold":
-            self._require_threshold(selection)
+        if as_selection(selection) == "threshold":
+            self._require_threshold()
             x = x.to(self.W_dec.dtype) - self.b_dec
             chosen = nn.functional.linear(x, self.encoder.weight[features], self.encoder.bias[features]).relu()
             return torch.where(chosen > self.threshold, chosen, 0)
@@ -144,9 +156,7 @@ class SparseAutoencoder(nn.Module):
         """`z W_dec + b_dec`."""
         return decode(code, self.W_dec) + self.b_dec
 
-    def _require_threshold(self, selection: str) -> None:
-        if selection != "threshold":
-            raise ValueError(f"unknown selection {selection!r}; expected 'topk' or 'threshold'")
+    def _require_threshold(self) -> None:
         if not self.threshold > 0:
             raise ValueError("selection 'threshold' needs an SAE that has learned a threshold; this one takes 'topk'")
 
@@ -182,7 +192,8 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalize_decoder(self) -> None:
         """Scale the rows of W_dec to unit length."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp(min=torch.finfo(self.W_dec.dtype).tiny)
+        norm = self.W_dec.norm(dim=1, keepdim=True)
+        self.W_dec.div_(norm.clamp(min=torch.finfo(norm.dtype).tiny))
         self.changed()
 
     @torch.no_grad()
@@ -232,7 +243,7 @@ class SparseAutoencoder(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
-    ) -> Self:
+    ) -> SparseAutoencoder:
         """Read an SAE from a folder or from the hub: `name` itself, or its folder for `hookpoint`.
 
         Raises ValueError, naming the file, for one that is missing, damaged or no SAE of this layout.
@@ -251,7 +262,7 @@ class SparseAutoencoder(nn.Module):
         sae._fingerprint = fingerprint
         return sae.eval().requires_grad_(False)
 
-    def _apply(self, fn, recurse: bool = True) -> Self:  # noqa: ANN001  (nn.Module's own signature)
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseAutoencoder:
         threshold = self.threshold
         super()._apply(fn, recurse)
         self.threshold = threshold.to(self.W_dec.device)

@@ -62,28 +62,33 @@ def scan(
     config: ScanConfig = ScanConfig(),
     *,
     kind: Kind = "style",
+    targets: Sequence[str] = (),
     trials: Sequence[ImageRequest] = (),
     classifiers: Mapping[Kind, Classifier] | None = None,
     out: Path | str | None = None,
 ) -> list[HookpointReport]:
     """Train a small SAE at every hookpoint from one stream, profile the concepts, try an edit, and rank.
 
-    With `classifiers`, `trials` and `out`, each concept is removed and the trial images are scored; the ranking is by
-    the edit's mean score then, by the best score otherwise.
+    `targets` are the concepts that count (all by default); the others of `concept_prompts` serve as contrast. With
+    `classifiers`, `trials` and `out`, each target is removed and the trial images are scored; the ranking is by the
+    edit's mean score then, by the best score otherwise.
     """
+    targets = targets or list(concept_prompts)
     shapes = hookpoint_shapes(pipe, hookpoints, sampling)
     saes, fvu = _brief_saes(pipe, shapes, training_prompts, sampling, config)
     profiles = profile(pipe, saes, concept_prompts, sampling)
     nearest = _knn(pipe, saes, concept_prompts, sampling)
     reports = []
     for hookpoint, sae in saes.items():
-        best = [scores(profiles[hookpoint], concept).amax(1).mean().item() for concept in concept_prompts]
+        best = [scores(profiles[hookpoint], concept).amax(1).mean().item() for concept in targets]
         report = HookpointReport(
             hookpoint, shapes[hookpoint], fvu[hookpoint], sum(best) / len(best), nearest[hookpoint]
         )
         if classifiers and trials and out is not None:
             folder = Path(out) / hookpoint
-            report = _try_edit(pipe, report, sae, profiles[hookpoint], kind, trials, classifiers, folder, sampling, config)
+            report = _try_edit(
+                pipe, report, sae, profiles[hookpoint], targets, kind, trials, classifiers, folder, sampling, config
+            )
         reports.append(report)
     return sorted(reports, key=lambda r: r.edit.mean if r.edit else r.best_score, reverse=True)
 
@@ -137,6 +142,7 @@ def _try_edit(
     report: HookpointReport,
     sae: SparseAutoencoder,
     measured: ConceptProfile,
+    targets: Sequence[str],
     kind: Kind,
     trials: Sequence[ImageRequest],
     classifiers: Mapping[Kind, Classifier],
@@ -149,7 +155,7 @@ def _try_edit(
     for multiplier in config.multipliers:
         removals = {
             concept: lambda c=concept, m=multiplier: unlearned(pipe, sae, plan(measured, [c], config.features, m))
-            for concept in measured.concepts
+            for concept in targets
         }
         found = evaluate(pipe, removals, kind, trials, classifiers, folder / f"{multiplier:g}", sampling)
         tried[multiplier] = mean_scores(found.values())

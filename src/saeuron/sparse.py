@@ -1,4 +1,4 @@
-"""Sparse codes: which latents of each vector are active and how strongly, how they are chosen, and how they are decoded.
+"""Sparse codes: which latents of each vector are active and how strongly; how they are chosen and decoded.
 
 The forms here are the obvious ones. They run on any device and every gradient is autograd's.
 """

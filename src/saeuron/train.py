@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -91,7 +91,7 @@ class Trainer:
             self.silent += len(x)
             self.silent[loss.code.latent] = 0
             smallest = loss.code.values.min().float() if len(loss.code.values) else sae.threshold
-            # a running mean that starts as a plain one, so that short runs are not dragged down by the zero at the start
+            # starts as a plain mean, so that a short run is not dragged down by the zero that it starts from
             decay = min(config.threshold_decay, self.step_count / (self.step_count + 1))
             sae.threshold.lerp_(smallest, 1 - decay)
             l0 = loss.total.new_tensor(len(loss.code.values) / len(x))
@@ -119,17 +119,26 @@ class Trainer:
         self.sae.changed()
 
 
-class Stream(Protocol):
-    """Batches with the hookpoint that each is from, made anew from a saved state."""
+Stream = Iterable[tuple[str, Tensor]]
+"""Batches with the hookpoint that each is from."""
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A stream that continues where it was, such as `ActivationStream`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` of a stream made with the same arguments takes."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from there."""
+        ...
 
 
 def train(
     trainers: Mapping[str, Trainer],
-    stream: Stream | Iterable[tuple[str, Tensor]],
+    stream: Stream,
     *,
     out: Path | None = None,
     log_every: int = 50,
@@ -137,34 +146,32 @@ def train(
 ) -> Iterator[TrainStats]:
     """Improve one SAE for each hookpoint on the batches of the stream and yield their statistics as they come.
 
-    With `out`, the SAEs are saved there at the end, `stats.jsonl` grows, and every `checkpoint_every` steps a checkpoint
-    is written; the same call with the same `out` continues from it.
+    With `out`, the SAEs are saved there at the end, `stats.jsonl` grows, and every `checkpoint_every` steps a
+    checkpoint is written; the same call with the same `out` continues from it, the stream too if it is `Resumable`.
     """
     checkpoint = None if out is None else Path(out) / "checkpoint.safetensors"
     if checkpoint is not None and checkpoint.exists():
         _resume(checkpoint, trainers, stream)
     window: dict[str, list[Tensor]] = {hookpoint: [] for hookpoint in trainers}
     clock = dict.fromkeys(trainers, time.perf_counter())
-    steps_made = 0
 
     def summary(hookpoint: str) -> TrainStats:
         seconds = time.perf_counter() - clock[hookpoint]
-        values = torch.stack(window[hookpoint]).mean(0).tolist()
+        loss, fvu, auxk, l0, dead = torch.stack(window[hookpoint]).mean(0).tolist()
         trainer = trainers[hookpoint]
         rate = len(window[hookpoint]) * trainer.config.batch / seconds
         window[hookpoint].clear()
         clock[hookpoint] = time.perf_counter()
-        stats = TrainStats(hookpoint, trainer.step_count, *values, vectors_per_second=rate)
+        stats = TrainStats(hookpoint, trainer.step_count, loss, fvu, auxk, l0, dead, rate)
         if out is not None:
             _append(Path(out) / "stats.jsonl", stats._asdict())
         return stats
 
-    for hookpoint, vectors in stream:
+    for number, (hookpoint, vectors) in enumerate(stream, 1):
         window[hookpoint].append(trainers[hookpoint].step(vectors))
         if len(window[hookpoint]) == log_every:
             yield summary(hookpoint)
-        steps_made += 1
-        if checkpoint is not None and steps_made % checkpoint_every == 0:
+        if checkpoint is not None and number % checkpoint_every == 0:
             _save(checkpoint, trainers, stream)
     for hookpoint in trainers:
         if window[hookpoint]:
@@ -179,20 +186,20 @@ def train(
         checkpoint.unlink(missing_ok=True)
 
 
-def _save(path: Path, trainers: Mapping[str, Trainer], stream: Any) -> None:
+def _save(path: Path, trainers: Mapping[str, Trainer], stream: Stream) -> None:
     state = {"trainers": {hookpoint: trainer.state_dict() for hookpoint, trainer in trainers.items()}}
-    if hasattr(stream, "state_dict"):
+    if isinstance(stream, Resumable):
         state["stream"] = stream.state_dict()
     save_state(path, state)
 
 
-def _resume(path: Path, trainers: Mapping[str, Trainer], stream: Any) -> None:
+def _resume(path: Path, trainers: Mapping[str, Trainer], stream: Stream) -> None:
     state = load_state(path)
     if set(state["trainers"]) != set(trainers):
         raise ValueError(f"'{path}' is of {', '.join(state['trainers'])}; expected {', '.join(trainers)}")
     for hookpoint, trainer in trainers.items():
         trainer.load_state_dict(state["trainers"][hookpoint])
-    if hasattr(stream, "load_state_dict"):
+    if isinstance(stream, Resumable):
         stream.load_state_dict(state["stream"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from saeuron.concepts import ConceptProfile, top_features
 from saeuron.files import read_json, resolve_folder, write_folder
 from saeuron.hooks import Edit, edited
-from saeuron.sae import Selection, SparseAutoencoder
+from saeuron.sae import Selection, SparseAutoencoder, as_selection
 
 ErrorTerm = Literal["kept", "released"]
 """What becomes of the SAE's reconstruction error e = x - x_hat: kept, or, as the released code has it, subtracted."""
@@ -76,6 +77,15 @@ class UnlearningPlan:
         concepts = tuple(dict.fromkeys((*self.concepts, *other.concepts)))
         return UnlearningPlan(tuple(blocks.values()), concepts, self.error)
 
+    def fingerprint(self) -> str:
+        """16 hex digits that tell this plan from others."""
+        digest = hashlib.sha256(self.error.encode())
+        for block in self.blocks:
+            digest.update(f"{block.hookpoint} {block.sae} {block.selection}".encode())
+            for name in _TENSORS:
+                digest.update(getattr(block, name).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `plan.safetensors` and `plan.json` to a folder."""
         tensors = {
@@ -96,8 +106,10 @@ class UnlearningPlan:
             tensors = load_file(path)
             blocks = tuple(
                 BlockPlan(
-                    **{key: str(block[key]) for key in ("hookpoint", "sae", "selection")},  # pyright: ignore
-                    **{key: tensors[f"{i}.{key}"] for key in _TENSORS},
+                    str(block["hookpoint"]),
+                    str(block["sae"]),
+                    as_selection(block["selection"]),
+                    *(tensors[f"{i}.{name}"] for name in _TENSORS),
                 )
                 for i, block in enumerate(facts["blocks"])
             )
@@ -150,7 +162,7 @@ def _plan_one(
     return UnlearningPlan((block,), (concept,), error)
 
 
-Row = tuple[Int[Tensor, " feature"], Float[Tensor, " feature"], Float[Tensor, " feature"]]
+Row = tuple[Int[Tensor, " _"], Float[Tensor, " _"], Float[Tensor, " _"]]
 """Features, gains and thresholds of one step."""
 
 

@@ -92,7 +92,9 @@ def predict(
         images = list(open_images(folder, part))
         read = {kind: classify(images) for kind, classify in classifiers.items()}
         for record, style, object in zip(part, read["style"], read["object"], strict=True):
-            predictions.append(Prediction(record.path, record.prompt, record.seed, record.style, record.object, style, object))
+            predictions.append(
+                Prediction(record.path, record.prompt, record.seed, record.style, record.object, style, object)
+            )
     return predictions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,18 @@ SETTINGS = WEIGHTS / "settings.json"
 STEPS, GUIDANCE = 25, 4.0
 """The sampling that MiniCanvas is measured with."""
 
-__all__ = ["GUIDANCE", "OBJECTS", "PROFILES", "SAES", "SETTINGS", "STEPS", "STYLES", "classifiers", "load"]
+__all__ = [
+    "GUIDANCE",
+    "OBJECTS",
+    "PROFILES",
+    "SAES",
+    "SETTINGS",
+    "STEPS",
+    "STYLES",
+    "classifiers",
+    "hookpoints",
+    "load",
+]
 
 
 def load(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
@@ -40,4 +52,12 @@ def load(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32)
 
 def classifiers(device: torch.device | str = "cpu") -> dict[str, Classifier]:
     """The bundled classifiers: "style" (one of its labels is "plain") and "object"."""
-    return {kind: Classifier.load(WEIGHTS / f"{kind}_classifier.safetensors").to(device) for kind in ("style", "object")}
+    return {
+        kind: Classifier.load(WEIGHTS / f"{kind}_classifier.safetensors").to(device) for kind in ("style", "object")
+    }
+
+
+def hookpoints() -> dict[str, str]:
+    """Where styles and objects are edited best, by the scan (docs/log.md)."""
+    settings = json.loads(SETTINGS.read_text())
+    return {kind: next(iter(settings[kind].values()))["hookpoint"] for kind in ("style", "object")}

@@ -115,7 +115,9 @@ def train_classifiers(data: Data, work: Path) -> None:
     for kind, labels, targets in (("object", OBJECTS, data.objects), ("style", (*STYLES, "plain"), data.styles)):
         model = Classifier(labels)
 
-        def loss(step: int, rng: np.random.Generator, model: Classifier = model, targets: np.ndarray = targets) -> Tensor:
+        def loss(
+            step: int, rng: np.random.Generator, model: Classifier = model, targets: np.ndarray = targets
+        ) -> Tensor:
             index = rng.integers(len(data.images), size=CLASSIFIER.batch)
             pixels = data.pixels(index)
             if rng.random() < 0.5:
@@ -312,8 +314,8 @@ def fit(
             seconds = (time.perf_counter() - clock) / 100
             print(f"{name} {step + 1}/{recipe.steps}: loss {total / 100:.4f}, {seconds:.2f} s a step", flush=True)
             clock, total = time.perf_counter(), 0.0
-            adam = {str(index): values for index, values in optimizer.state_dict()["state"].items()}
-            save_state(path, {"step": step + 1, "mean": mean, "module": module.state_dict(), "adam": adam})
+            moments = {str(index): values for index, values in optimizer.state_dict()["state"].items()}
+            save_state(path, {"step": step + 1, "mean": mean, "module": module.state_dict(), "adam": moments})
     module.load_state_dict(mean)
 
 

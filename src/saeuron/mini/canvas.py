@@ -92,7 +92,7 @@ def _compose(drawing: Image.Image, rng: np.random.Generator) -> tuple[Picture, M
 
 
 def _luminance(picture: Picture) -> Mask:
-    """Luminance with its 2nd and 98th percentile stretched to 0 and 1, without which pale objects vanish in a duotone."""
+    """Luminance, 2nd to 98th percentile stretched to 0 to 1: without that, pale objects vanish in a duotone."""
     grey = picture @ np.array([0.299, 0.587, 0.114])
     low, high = np.percentile(grey, [2, 98])
     return ((grey - low) / max(high - low, 1e-3)).clip(0, 1)

@@ -97,6 +97,7 @@ def validation_prompts(
     """
     if kind not in ("style", "object"):
         raise ValueError(f"unknown kind {kind!r}; expected 'style' or 'object'")
+    pairs: dict[str, list[tuple[str, str | None]]]
     if kind == "style":
         pairs = {style: [(object, style) for object in objects] for style in styles}
     else:

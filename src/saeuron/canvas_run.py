@@ -1,0 +1,192 @@
+"""UnlearnCanvas with SAeUron as the way of forgetting: removals from settings, and the search for settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saeuron.activations import Sampling
+from saeuron.concepts import ConceptProfile
+from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid
+from saeuron.files import read_json, resolve_folder, write_file
+from saeuron.images import ImageRequest
+from saeuron.models import MINI, Vocabulary, load_saes
+from saeuron.prompts import ANCHORS, anchor_prompts, styled, unknown
+from saeuron.sae import SparseAutoencoder
+from saeuron.unlearn import ErrorTerm, UnlearningPlan, plan, unlearned
+
+
+class Setting(NamedTuple):
+    """How one concept is removed."""
+
+    hookpoint: str
+    features: int
+    """tau_c"""
+    multiplier: float
+    """gamma_c"""
+
+
+@dataclass(frozen=True)
+class CanvasRun:
+    """SAEs, profiles and settings: all that it takes to remove any of the concepts."""
+
+    saes: Mapping[str, SparseAutoencoder]
+    profiles: Mapping[Kind, Mapping[str, ConceptProfile]]
+    """By kind and hookpoint."""
+    settings: Mapping[Kind, Mapping[str, Setting]]
+    """By kind and concept."""
+
+    @classmethod
+    def load(cls, model: str, saes: str | None, profiles: str | None, settings: Path | None) -> CanvasRun:
+        """Read everything from folders; what is not given is MiniCanvas's, for MiniCanvas.
+
+        Raises ValueError when something is missing or does not fit.
+        """
+        if model != MINI and not (saes and profiles and settings):
+            raise ValueError(f"--sae, --profiles and --settings are needed for the model '{model}'")
+        if model == MINI:
+            from saeuron import mini
+
+            saes, profiles, settings = saes or str(mini.SAES), profiles or str(mini.PROFILES), settings or mini.SETTINGS
+        assert saes is not None
+        assert profiles is not None
+        assert settings is not None
+        chosen = read_settings(settings)
+        root = resolve_folder(profiles)
+        kinds: tuple[Kind, ...] = ("style", "object")
+        measured: dict[Kind, dict[str, ConceptProfile]] = {
+            kind: {
+                hookpoint: ConceptProfile.from_pretrained(root / f"{kind}s" / hookpoint)
+                for hookpoint in {setting.hookpoint for setting in chosen.get(kind, {}).values()}
+            }
+            for kind in kinds
+        }
+        return cls(load_saes(saes), measured, chosen)
+
+    def concepts(self, kind: Kind, only: Sequence[str] | None = None) -> list[str]:
+        """The concepts of a kind that there are settings for, or `only` those. Raises ValueError for an unknown one."""
+        known = list(self.settings.get(kind, {}))
+        for concept in only or []:
+            if concept not in known:
+                raise ValueError(unknown(kind, concept, known))
+        return list(only or known)
+
+    def plan(
+        self, kind: Kind, concept: str, setting: Setting | None = None, error: ErrorTerm = "kept"
+    ) -> UnlearningPlan:
+        """The plan that removes a concept with its setting, or with another one."""
+        hookpoint, features, multiplier = setting or self.settings[kind][concept]
+        return plan(self.profiles[kind][hookpoint], [concept], features, multiplier, error=error)
+
+    def forget(self, pipe: Any, made: UnlearningPlan) -> Callable[[], AbstractContextManager[None]]:
+        """A maker of contexts, as the protocols take them."""
+        return partial(unlearned, pipe, self.saes, made)
+
+    def evaluate(
+        self,
+        pipe: Any,
+        kind: Kind,
+        concepts: Sequence[str],
+        words: Vocabulary,
+        classifiers: Mapping[Kind, Classifier],
+        out: Path,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        error: ErrorTerm = "kept",
+    ) -> dict[str, CanvasScores]:
+        """Remove each concept in turn and score every object in every style and plain."""
+        plans = {concept: self.plan(kind, concept, error=error) for concept in concepts}
+        requests = grid(words.objects, [None, *words.styles], seeds)
+        removals = {concept: self.forget(pipe, made) for concept, made in plans.items()}
+        facts = {concept: {"plan": made.fingerprint()} for concept, made in plans.items()}
+        return evaluate(pipe, removals, kind, requests, classifiers, out, sampling, facts)
+
+    def sweep(
+        self,
+        pipe: Any,
+        kind: Kind,
+        concepts: Sequence[str],
+        candidates: Sequence[Setting],
+        words: Vocabulary,
+        classifiers: Mapping[Kind, Classifier],
+        out: Path,
+        sampling: Sampling,
+    ) -> dict[str, dict[Setting, CanvasScores]]:
+        """Scores of every candidate setting for every concept, on validation prompts."""
+        table: dict[str, dict[Setting, CanvasScores]] = {}
+        for concept in concepts:
+            requests = validation_requests(kind, concept, words)
+            table[concept] = {}
+            for setting in candidates:
+                made = self.plan(kind, concept, setting)
+                folder = out / f"{setting.hookpoint}_{setting.features}_{setting.multiplier:g}"
+                facts = {concept: {"plan": made.fingerprint()}}
+                found = evaluate(
+                    pipe, {concept: self.forget(pipe, made)}, kind, requests, classifiers, folder, sampling, facts
+                )
+                table[concept][setting] = found[concept]
+        return table
+
+
+def validation_requests(
+    kind: Kind, concept: str, words: Vocabulary, folder: Path = ANCHORS, seed: int = 1
+) -> list[ImageRequest]:
+    """A few images that tell how well a concept is removed and the others are kept; no evaluation prompt among them.
+
+    The concept with every concept of the other kind, and every other concept of its kind with two of them.
+    """
+    styles = [None, *words.styles]
+
+    def prompt(object: str, style: str | None) -> str:
+        return styled(anchor_prompts(object, folder)[1], style)
+
+    if kind == "object":
+        requests = grid([concept], styles, [seed], prompt)
+        for i, object in enumerate(o for o in words.objects if o != concept):
+            two = [styles[(2 * i + j) % len(styles)] for j in range(2)]
+            requests += grid([object], two, [seed], prompt)
+    else:
+        requests = grid(words.objects, [concept], [seed], prompt)
+        for i, style in enumerate(s for s in words.styles if s != concept):
+            chosen = {words.objects[(3 * i + j) % len(words.objects)] for j in range(3)}
+            requests += grid(sorted(chosen), [style], [seed], prompt)
+    return requests
+
+
+def best_settings(table: Mapping[str, Mapping[Setting, CanvasScores]], *, shared: bool = False) -> dict[str, Setting]:
+    """For each concept the candidate with the highest mean of UA, IRA and CRA; one for all of them when `shared`."""
+    if shared:
+        first = next(iter(table.values()))
+        best = max(first, key=lambda setting: sum(scores[setting].mean for scores in table.values()))
+        return dict.fromkeys(table, best)
+    return {concept: max(scores, key=lambda setting: scores[setting].mean) for concept, scores in table.items()}
+
+
+def write_settings(path: Path, settings: Mapping[str, Mapping[str, Setting]]) -> None:
+    """Settings by kind and concept, as json."""
+    table = {kind: {concept: s._asdict() for concept, s in found.items()} for kind, found in settings.items()}
+    with write_file(path) as new:
+        new.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def read_settings(path: Path) -> dict[Kind, dict[str, Setting]]:
+    """What `write_settings` wrote. Raises ValueError, naming the file, for anything else."""
+    table = read_json(Path(path))
+    try:
+        kinds: tuple[Kind, ...] = ("style", "object")
+        return {
+            kind: {
+                c: Setting(str(s["hookpoint"]), int(s["features"]), float(s["multiplier"])) for c, s in found.items()
+            }
+            for kind in kinds
+            if (found := table.get(kind, {}))
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"'{path}': not settings of kind, concept, hookpoint, features, multiplier ({error})"
+        ) from None

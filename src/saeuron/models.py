@@ -1,0 +1,107 @@
+"""Finding what a name means: a pipeline, its device and dtype, its concepts, and the SAEs in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from saeuron import prompts
+from saeuron.files import resolve_folder
+from saeuron.sae import SparseAutoencoder
+
+MINI = "mini"
+"""The name that stands for the bundled pipeline."""
+
+
+class Vocabulary(NamedTuple):
+    """The concepts that a model is asked for."""
+
+    objects: tuple[str, ...]
+    styles: tuple[str, ...]
+
+    def of(self, kind: str) -> tuple[str, ...]:
+        """Concepts of one kind, "style" or "object"."""
+        return self.styles if kind == "style" else self.objects
+
+
+def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Any:
+    """The bundled pipeline for "mini", otherwise one from a diffusers folder or the hub.
+
+    Raises ValueError, in one sentence, when there is none or it does not load.
+    """
+    place = pick_device(device)
+    number = pick_dtype(dtype, place)
+    if model == MINI:
+        from saeuron import mini
+
+        return mini.load(place, number)
+    from diffusers import DiffusionPipeline
+
+    folder = resolve_folder(model)
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"'{model}' is no diffusers pipeline: it has no model_index.json")
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=number, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"the pipeline '{model}' does not load: {reason}") from None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(place)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first accelerator, or the CPU. Raises ValueError for one not there."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"unknown device {name!r}; expected auto, cpu, cuda, cuda:N or mps, where there is one"
+        ) from None
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" is float32 on the CPU and float16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def vocabulary(model: str) -> Vocabulary:
+    """MiniCanvas's concepts for the bundled pipeline, UnlearnCanvas's for any other."""
+    if model == MINI:
+        from saeuron import mini
+
+        return Vocabulary(mini.OBJECTS, mini.STYLES)
+    return Vocabulary(prompts.OBJECTS, prompts.STYLES)
+
+
+def default_hookpoints(model: str) -> dict[str, str]:
+    """Where styles and objects are edited unless told otherwise: the paper's blocks, or MiniCanvas's best ones."""
+    if model == MINI:
+        from saeuron import mini
+
+        return mini.hookpoints()
+    return {"style": "unet.up_blocks.1.attentions.2", "object": "unet.up_blocks.1.attentions.1"}
+
+
+def load_saes(folder: Path | str, hookpoints: list[str] | None = None, **kwargs: Any) -> dict[str, SparseAutoencoder]:
+    """The SAEs in a folder that has one folder for each hookpoint; all of them, or those for `hookpoints`.
+
+    Raises ValueError when there is none.
+    """
+    root = resolve_folder(folder)
+    found = hookpoints or sorted(path.parent.name for path in root.glob("*/cfg.json"))
+    if not found:
+        raise ValueError(
+            f"no SAE in '{folder}': expected a folder for each hookpoint with cfg.json and sae.safetensors"
+        )
+    return {hookpoint: SparseAutoencoder.from_pretrained(root, hookpoint, **kwargs) for hookpoint in found}
