@@ -7,8 +7,6 @@ from typing import ClassVar
 
 import jaxtyping
 
-import tests.typecheck
-
 # every annotation of a shape in the library is checked while the tests run
 hook = jaxtyping.install_import_hook("saeuron", "tests.typecheck.check")
 hook.__enter__()
@@ -27,7 +25,7 @@ class WordTokenizer:
     """As much of a tokenizer as a pipeline asks for: a number for each word, by its letters."""
 
     model_max_length = 8
-    added_tokens_encoder: ClassVar = {}
+    added_tokens_encoder: ClassVar[dict] = {}
 
     def tokenize(self, prompt):
         return prompt.split()

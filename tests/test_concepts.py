@@ -65,7 +65,10 @@ def test_percentiles_of_the_released_code():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda p: scores(p, "Vangogh"), r"unknown concept 'Vangogh'; did you mean 'Van_Gogh'\? there are 2: Van_Gogh, Rust"),
+        (
+            lambda p: scores(p, "Vangogh"),
+            r"unknown concept 'Vangogh'; did you mean 'Van_Gogh'\? there are 2: Van_Gogh, Rust",
+        ),
         (lambda p: top_features(p, "Rust", 0), "features is 0; expected a whole number from 1 to 3"),
         (lambda p: top_features(p, "Rust", 4), "features is 4"),
         (lambda p: top_features(p, "Rust", percentile=101.0), "percentile is 101"),

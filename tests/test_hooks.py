@@ -108,7 +108,7 @@ def test_candidates_in_the_order_of_the_forward_pass(tiny_pipe):
 def test_unknown_hookpoints_are_told_with_near_matches(tiny_pipe):
     with pytest.raises(ValueError, match=r"did you mean unet\.up_blocks\.1\.attentions\.\d"):
         edited(tiny_pipe, {"unet.up_blocks.1.attention.2": lambda t, s: t}).__enter__()
-    with pytest.raises(ValueError, match="unknown hookpoint 'vae.encoder'"):
+    with pytest.raises(ValueError, match=r"unknown hookpoint 'vae\.encoder'"):
         edited(tiny_pipe, {"vae.encoder": lambda t, s: t}).__enter__()
 
 

@@ -40,7 +40,7 @@ def test_equations_by_eye():
 def dense_loss(x, W_enc, b_enc, W_dec, b_dec, k, batch, dead):
     """METHOD section 2 written out with dense matrices."""
     pre = torch.relu((x - b_dec) @ W_enc.T + b_enc)
-    flat = pre.flatten() if batch else None
+    flat = pre.flatten()
     bound = flat.sort(descending=True).values[k * len(x) - 1] if batch else pre.topk(k).values[:, -1:]
     x_hat = torch.where(pre >= bound, pre, 0) @ W_dec + b_dec
     variance = ((x - x.mean(0)) ** 2).sum()

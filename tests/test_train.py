@@ -40,7 +40,13 @@ def test_training_explains_the_variance_and_learns_a_threshold():
 
 def test_the_paper_is_the_default():
     config = TrainConfig()
-    assert (config.lr, config.batch, config.auxk_alpha, config.dead_after, config.clip) == (4e-4, 4096, 1 / 32, 10**7, 1)
+    assert (config.lr, config.batch, config.auxk_alpha, config.dead_after, config.clip) == (
+        4e-4,
+        4096,
+        1 / 32,
+        10**7,
+        1,
+    )
     assert trainer_of(1, config).optimizer.defaults["eps"] == 6.25e-10
 
 
@@ -87,7 +93,6 @@ def run_on(pipe, out=None, stop=None):
     made = train({HOOKPOINT: trainer}, stream, out=out, log_every=1, checkpoint_every=5)
     for number, _ in enumerate(made, 1):
         if number == stop:
-            made.close()
             return trainer
     return trainer
 

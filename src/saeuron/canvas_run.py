@@ -47,33 +47,34 @@ class CanvasRun:
 
         Raises ValueError when something is missing or does not fit.
         """
-        if model != MINI and not (saes and profiles and settings):
-            raise ValueError(f"--sae, --profiles and --settings are needed for the model '{model}'")
+        if model != MINI and not (saes and profiles):
+            raise ValueError(f"--sae and --profiles (and --settings, to evaluate) are needed for the model '{model}'")
         if model == MINI:
             from saeuron import mini
 
             saes, profiles, settings = saes or str(mini.SAES), profiles or str(mini.PROFILES), settings or mini.SETTINGS
         assert saes is not None
         assert profiles is not None
-        assert settings is not None
-        chosen = read_settings(settings)
+        chosen = read_settings(settings) if settings else {}
         root = resolve_folder(profiles)
         kinds: tuple[Kind, ...] = ("style", "object")
         measured: dict[Kind, dict[str, ConceptProfile]] = {
             kind: {
-                hookpoint: ConceptProfile.from_pretrained(root / f"{kind}s" / hookpoint)
-                for hookpoint in {setting.hookpoint for setting in chosen.get(kind, {}).values()}
+                path.parent.name: ConceptProfile.from_pretrained(path.parent)
+                for path in sorted(root.glob(f"{kind}s/*/profile.json"))
             }
             for kind in kinds
         }
         return cls(load_saes(saes), measured, chosen)
 
-    def concepts(self, kind: Kind, only: Sequence[str] | None = None) -> list[str]:
-        """The concepts of a kind that there are settings for, or `only` those. Raises ValueError for an unknown one."""
-        known = list(self.settings.get(kind, {}))
+    @staticmethod
+    def known(kind: str, known: Sequence[str], only: Sequence[str] | None) -> list[str]:
+        """All that are known, or `only` those. Raises ValueError for one that is not known, or when none is."""
         for concept in only or []:
             if concept not in known:
                 raise ValueError(unknown(kind, concept, known))
+        if not known:
+            raise ValueError(f"there is no setting for any {kind}")
         return list(only or known)
 
     def plan(
@@ -81,6 +82,9 @@ class CanvasRun:
     ) -> UnlearningPlan:
         """The plan that removes a concept with its setting, or with another one."""
         hookpoint, features, multiplier = setting or self.settings[kind][concept]
+        if hookpoint not in self.profiles[kind]:
+            there = ", ".join(self.profiles[kind]) or "none"
+            raise ValueError(f"no profile of {kind}s at {hookpoint!r}; there are: {there}")
         return plan(self.profiles[kind][hookpoint], [concept], features, multiplier, error=error)
 
     def forget(self, pipe: Any, made: UnlearningPlan) -> Callable[[], AbstractContextManager[None]]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saeuron.activations import ActivationStream, HookpointShape, Sampling, activations, hookpoint_shapes
-from saeuron.concepts import ConceptProfile, profile, scores
-from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, mean_scores
+from saeuron.concepts import profile, scores
+from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid, mean_scores
 from saeuron.images import ImageRequest
+from saeuron.models import Vocabulary
+from saeuron.prompts import ANCHORS, anchor_prompts, styled, training_prompts, unknown, validation_prompts
 from saeuron.sae import SaeConfig, SparseAutoencoder
 from saeuron.train import TrainConfig, Trainer, train
 from saeuron.unlearn import plan, unlearned
@@ -53,42 +56,85 @@ class HookpointReport:
     """What the better of the trial edits does, mean over concepts; None when no classifiers were given."""
 
 
+class ScanPrompts(NamedTuple):
+    """The texts of a scan."""
+
+    training: list[str]
+    """To train the SAEs on."""
+    concepts: dict[str, list[str]]
+    """To measure the concepts on: the targets, and others as a contrast."""
+    targets: list[str]
+    """The concepts that count."""
+    trials: list[ImageRequest]
+    """Images of the trial edits."""
+
+
+def scan_prompts(
+    kind: Kind, targets: Sequence[str], words: Vocabulary, count: int, folder: Path = ANCHORS, contrast: int = 4
+) -> ScanPrompts:
+    """Training prompts of everything, and validation and trial prompts of the targets and a few others.
+
+    Without targets, the first four concepts of the kind. Raises ValueError for one that is not known.
+    """
+    known = words.of(kind)
+    for name in targets:
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+    targets = list(targets or known[:4])
+    chosen = [*targets, *[name for name in known if name not in targets][:contrast]]
+    texts = validation_prompts(kind, words.objects, words.styles, folder, each=1)
+
+    def prompt(object: str, style: str | None) -> str:
+        return styled(anchor_prompts(object, folder)[1], style)
+
+    if kind == "object":
+        trials = grid(chosen, [None, *words.styles[:4]], [0], prompt)
+    else:
+        trials = grid(words.objects[:5], chosen, [0], prompt)
+    training = training_prompts(words.objects, words.styles, folder, count=count)
+    return ScanPrompts(training, {name: texts[name] for name in chosen}, targets, trials)
+
+
 def scan(
     pipe: Any,
     hookpoints: Sequence[str],
-    training_prompts: Sequence[str],
-    concept_prompts: Mapping[str, Sequence[str]],
+    prompts: ScanPrompts,
     sampling: Sampling,
     config: ScanConfig = ScanConfig(),
     *,
     kind: Kind = "style",
-    targets: Sequence[str] = (),
-    trials: Sequence[ImageRequest] = (),
     classifiers: Mapping[Kind, Classifier] | None = None,
     out: Path | str | None = None,
 ) -> list[HookpointReport]:
     """Train a small SAE at every hookpoint from one stream, profile the concepts, try an edit, and rank.
 
-    `targets` are the concepts that count (all by default); the others of `concept_prompts` serve as contrast. With
-    `classifiers`, `trials` and `out`, each target is removed and the trial images are scored; the ranking is by the
-    edit's mean score then, by the best score otherwise.
+    With `classifiers` and `out`, each target is removed and the trial images are scored; the ranking is by the edit's
+    mean score then, by the best score otherwise.
     """
-    targets = targets or list(concept_prompts)
     shapes = hookpoint_shapes(pipe, hookpoints, sampling)
-    saes, fvu = _brief_saes(pipe, shapes, training_prompts, sampling, config)
-    profiles = profile(pipe, saes, concept_prompts, sampling)
-    nearest = _knn(pipe, saes, concept_prompts, sampling)
+    saes, fvu = _brief_saes(pipe, shapes, prompts.training, sampling, config)
+    profiles = profile(pipe, saes, prompts.concepts, sampling)
+    nearest = _knn(pipe, saes, prompts.concepts, sampling)
     reports = []
     for hookpoint, sae in saes.items():
-        best = [scores(profiles[hookpoint], concept).amax(1).mean().item() for concept in targets]
+        best = [scores(profiles[hookpoint], concept).amax(1).mean().item() for concept in prompts.targets]
         report = HookpointReport(
             hookpoint, shapes[hookpoint], fvu[hookpoint], sum(best) / len(best), nearest[hookpoint]
         )
-        if classifiers and trials and out is not None:
-            folder = Path(out) / hookpoint
-            report = _try_edit(
-                pipe, report, sae, profiles[hookpoint], targets, kind, trials, classifiers, folder, sampling, config
-            )
+        if classifiers and out is not None:
+            tried = {}
+            for multiplier in config.multipliers:
+                removals = {
+                    target: partial(
+                        unlearned, pipe, sae, plan(profiles[hookpoint], [target], config.features, multiplier)
+                    )
+                    for target in prompts.targets
+                }
+                folder = Path(out) / hookpoint / f"{multiplier:g}"
+                found = evaluate(pipe, removals, kind, prompts.trials, classifiers, folder, sampling)
+                tried[multiplier] = mean_scores(found.values())
+            multiplier = max(tried, key=lambda m: tried[m].mean)
+            report = replace(report, multiplier=multiplier, edit=tried[multiplier])
         reports.append(report)
     return sorted(reports, key=lambda r: r.edit.mean if r.edit else r.best_score, reverse=True)
 
@@ -135,29 +181,3 @@ def _knn(
 def _mean_code(tokens: Float[Tensor, "step token d_in"], sae: SparseAutoencoder) -> Float[Tensor, " latent"]:
     code = sae.encode(tokens.flatten(0, 1).to(sae.device), sae.selection)
     return torch.zeros(sae.config.latents, device=sae.device).index_add_(0, code.latent, code.values.float())
-
-
-def _try_edit(
-    pipe: Any,
-    report: HookpointReport,
-    sae: SparseAutoencoder,
-    measured: ConceptProfile,
-    targets: Sequence[str],
-    kind: Kind,
-    trials: Sequence[ImageRequest],
-    classifiers: Mapping[Kind, Classifier],
-    folder: Path,
-    sampling: Sampling,
-    config: ScanConfig,
-) -> HookpointReport:
-    """The report with the trial edit whose scores have the highest mean."""
-    tried: dict[float, CanvasScores] = {}
-    for multiplier in config.multipliers:
-        removals = {
-            concept: lambda c=concept, m=multiplier: unlearned(pipe, sae, plan(measured, [c], config.features, m))
-            for concept in targets
-        }
-        found = evaluate(pipe, removals, kind, trials, classifiers, folder / f"{multiplier:g}", sampling)
-        tried[multiplier] = mean_scores(found.values())
-    best = max(tried, key=lambda multiplier: tried[multiplier].mean)
-    return HookpointReport(**vars(report) | {"multiplier": best, "edit": tried[best]})

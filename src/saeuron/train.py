@@ -186,6 +186,12 @@ def train(
         checkpoint.unlink(missing_ok=True)
 
 
+def forget_run(out: Path) -> None:
+    """Remove what an unfinished run in `out` would be continued from."""
+    for name in ("checkpoint.safetensors", "stats.jsonl", "settings.json"):
+        (out / name).unlink(missing_ok=True)
+
+
 def _save(path: Path, trainers: Mapping[str, Trainer], stream: Stream) -> None:
     state = {"trainers": {hookpoint: trainer.state_dict() for hookpoint, trainer in trainers.items()}}
     if isinstance(stream, Resumable):
