@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import jaxtyping
 
+from tests import typecheck
+
 # every annotation of a shape in the library is checked while the tests run
-hook = jaxtyping.install_import_hook("saeuron", "tests.typecheck.check")
+hook = jaxtyping.install_import_hook("saeuron", f"{typecheck.__name__}.check")
 hook.__enter__()
 
 import pytest

@@ -15,7 +15,7 @@ from saeuron.concepts import ConceptProfile
 from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid
 from saeuron.files import read_json, resolve_folder, write_file
 from saeuron.images import ImageRequest
-from saeuron.models import MINI, Vocabulary, load_saes
+from saeuron.models import Vocabulary, bundle, load_saes
 from saeuron.prompts import ANCHORS, anchor_prompts, styled, unknown
 from saeuron.sae import SparseAutoencoder
 from saeuron.unlearn import ErrorTerm, UnlearningPlan, plan, unlearned
@@ -47,14 +47,12 @@ class CanvasRun:
 
         Raises ValueError when something is missing or does not fit.
         """
-        if model != MINI and not (saes and profiles):
+        bundled = bundle(model)
+        if bundled is not None:
+            saes, profiles = saes or str(bundled.saes), profiles or str(bundled.profiles)
+            settings = settings or bundled.settings
+        if saes is None or profiles is None:
             raise ValueError(f"--sae and --profiles (and --settings, to evaluate) are needed for the model '{model}'")
-        if model == MINI:
-            from saeuron import mini
-
-            saes, profiles, settings = saes or str(mini.SAES), profiles or str(mini.PROFILES), settings or mini.SETTINGS
-        assert saes is not None
-        assert profiles is not None
         chosen = read_settings(settings) if settings else {}
         root = resolve_folder(profiles)
         kinds: tuple[Kind, ...] = ("style", "object")

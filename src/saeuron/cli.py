@@ -30,7 +30,6 @@ from saeuron.options import (
     SaeFolder,
     Steps,
     StyleClassifier,
-    classifiers_of,
     load_model,
     only_child,
     print_scores,
@@ -108,7 +107,7 @@ def hookpoints(
     """List the blocks that can be edited with their width and map; with --scan, rank them for some concepts."""
     from saeuron.activations import hookpoint_shapes
     from saeuron.hooks import candidate_hookpoints
-    from saeuron.models import MINI, vocabulary
+    from saeuron.models import MINI, load_classifiers, vocabulary
     from saeuron.prompts import ANCHORS
     from saeuron.scan import scan as run
     from saeuron.scan import scan_prompts
@@ -124,7 +123,7 @@ def hookpoints(
         return
     readers = None
     if model == MINI or style_classifier or object_classifier:
-        readers = classifiers_of(model, style_classifier, object_classifier)
+        readers = load_classifiers(model, style_classifier, object_classifier)
     with said(quiet):
         sampling = sampling_of(model, steps, guidance, batch)
         reports = run(pipe, names, prompts, sampling, kind=kind.value, classifiers=readers, out=out / kind.value)
@@ -260,7 +259,7 @@ def sweep(
 ) -> None:
     """Try numbers of features and multipliers on validation prompts; leaves settings.json for `evaluate`."""
     from saeuron.canvas_run import CanvasRun, Setting, best_settings, write_settings
-    from saeuron.models import vocabulary
+    from saeuron.models import load_classifiers, vocabulary
 
     run = CanvasRun.load(model, sae, profiles, None)
     words, measured = vocabulary(model), run.profiles[kind.value]
@@ -271,7 +270,7 @@ def sweep(
         for count in features or [1, 2, 4]
         for gamma in multiplier or [-0.5, -1, -2, -4, -8]
     ]
-    readers = classifiers_of(model, style_classifier, object_classifier)
+    readers = load_classifiers(model, style_classifier, object_classifier)
     pipe = load_model(model, device, dtype)
     sampling = sampling_of(model, steps, guidance, batch, default=100)
     with said(quiet):
@@ -370,11 +369,11 @@ def evaluate_canvas(
 ) -> None:
     """Remove each concept in turn, generate every object in every style, and score UA, IRA and CRA."""
     from saeuron.canvas_run import CanvasRun
-    from saeuron.models import vocabulary
+    from saeuron.models import load_classifiers, vocabulary
 
     run, words = CanvasRun.load(model, sae, profiles, settings), vocabulary(model)
     chosen = {one: run.known(one, list(run.settings.get(one.value, {})), concept) for one in kind or list(Kind)}
-    readers = classifiers_of(model, style_classifier, object_classifier)
+    readers = load_classifiers(model, style_classifier, object_classifier)
     sampling = sampling_of(model, steps, guidance, batch, default=100)
     pipe = load_model(model, device, dtype)
     with said(quiet):

@@ -38,9 +38,6 @@ from saeuron.unlearn import UnlearningPlan, plan, unlearned
 
 log = logging.getLogger(__name__)
 
-SHOWN_STYLES = 4
-"""Styles beside the removed one and the plain picture that are evaluated."""
-
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -54,6 +51,8 @@ class DemoConfig:
     lr: float = 1e-3
     batch: int = 1024
     epochs: int = 4
+    shown_styles: int = 4
+    """Styles beside the removed one and the plain picture that are evaluated."""
     seed: int = 188
     """Seed of the evaluated images."""
 
@@ -143,7 +142,7 @@ def _images(
 ) -> tuple[dict[str, list[Prediction]], dict[str, list[Image.Image]]]:
     """Readings and pictures of the same requests before and after each removal, from the same noise."""
     others = [style for style in mini.STYLES if style != config.style]
-    styles = [None, config.style, *others[:: max(1, len(others) // SHOWN_STYLES)][:SHOWN_STYLES]]
+    styles = [None, config.style, *others[:: max(1, len(others) // config.shown_styles)][: config.shown_styles]]
     requests = grid(mini.OBJECTS, styles, [config.seed])
     sampling = Sampling(steps=mini.STEPS, guidance=mini.GUIDANCE, batch=51)
     classifiers: dict[Kind, Callable] = {kind: c.predict for kind, c in mini.classifiers().items()}  # type: ignore[misc]

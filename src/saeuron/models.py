@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from PIL import Image
 
 from saeuron import prompts
 from saeuron.files import resolve_folder
@@ -43,7 +45,7 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Any:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"'{model}' is no diffusers pipeline: it has no model_index.json")
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=number, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=number, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the pipeline '{model}' does not load: {reason}") from None
@@ -91,6 +93,50 @@ def default_hookpoints(model: str) -> dict[str, str]:
 
         return mini.hookpoints()
     return {"style": "unet.up_blocks.1.attentions.2", "object": "unet.up_blocks.1.attentions.1"}
+
+
+def usual_sampling(model: str, steps: int) -> tuple[int, float]:
+    """Steps and guidance that a model is measured with: MiniCanvas's own, or `steps` and the paper's guidance."""
+    if model == MINI:
+        from saeuron import mini
+
+        return mini.STEPS, mini.GUIDANCE
+    return steps, 9.0
+
+
+class Bundle(NamedTuple):
+    """Folders and files that come with a model."""
+
+    saes: Path
+    profiles: Path
+    settings: Path
+
+
+def bundle(model: str) -> Bundle | None:
+    """What comes with the bundled pipeline; None for any other."""
+    if model != MINI:
+        return None
+    from saeuron import mini
+
+    return Bundle(mini.SAES, mini.PROFILES, mini.SETTINGS)
+
+
+def load_classifiers(
+    model: str, style: Path | None = None, object: Path | None = None
+) -> dict[Literal["style", "object"], Callable[[Sequence[Image.Image]], list[str]]]:
+    """Both classifiers: those given, or the bundled ones for the bundled pipeline.
+
+    Raises ValueError when one is missing.
+    """
+    from saeuron import mini
+
+    if (style is None or object is None) and model != MINI:
+        raise ValueError(f"no classifiers for the model '{model}'; expected --style-classifier and --object-classifier")
+    bundled = mini.classifiers() if model == MINI else {}
+    return {
+        "style": (mini.Classifier.load(style) if style else bundled["style"]).predict,
+        "object": (mini.Classifier.load(object) if object else bundled["object"]).predict,
+    }
 
 
 def load_saes(folder: Path | str, hookpoints: list[str] | None = None, **kwargs: Any) -> dict[str, SparseAutoencoder]:

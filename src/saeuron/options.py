@@ -14,7 +14,7 @@ from typer import Option
 
 if TYPE_CHECKING:
     from saeuron.activations import Sampling
-    from saeuron.evaluate.canvas import CanvasScores, Classifier
+    from saeuron.evaluate.canvas import CanvasScores
 
 
 class Kind(StrEnum):
@@ -52,7 +52,13 @@ ObjectClassifier = Annotated[Path | None, Option(help="Weights of an object clas
 
 
 def load_model(model: str, device: str, dtype: str) -> Any:
-    """The pipeline that the options name."""
+    """The pipeline that the options name, without the libraries' remarks on how they load it."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     from saeuron.models import load_pipeline
 
     return load_pipeline(model, device, dtype)
@@ -61,28 +67,10 @@ def load_model(model: str, device: str, dtype: str) -> Any:
 def sampling_of(model: str, steps: int | None, guidance: float | None, batch: int, default: int = 50) -> Sampling:
     """The sampling that the options say: `default` steps at guidance 9 for any model but the miniature."""
     from saeuron.activations import Sampling
-    from saeuron.models import MINI
+    from saeuron.models import usual_sampling
 
-    usual: tuple[int, float] = (default, 9.0)
-    if model == MINI:
-        from saeuron import mini
-
-        usual = (mini.STEPS, mini.GUIDANCE)
+    usual = usual_sampling(model, default)
     return Sampling(usual[0] if steps is None else steps, usual[1] if guidance is None else guidance, batch)
-
-
-def classifiers_of(model: str, style: Path | None = None, object: Path | None = None) -> Mapping[Any, Classifier]:
-    """Both classifiers: those given, or the bundled ones for the miniature."""
-    from saeuron import mini
-    from saeuron.models import MINI
-
-    if (style is None or object is None) and model != MINI:
-        raise ValueError(f"no classifiers for the model '{model}'; expected --style-classifier and --object-classifier")
-    models = mini.classifiers() if model == MINI else {}
-    for name, path in (("style", style), ("object", object)):
-        if path is not None:
-            models[name] = mini.Classifier.load(path)
-    return {name: found.predict for name, found in models.items()}
 
 
 def only_child(folder: str, name: str) -> str:

@@ -43,9 +43,7 @@ def load(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32)
     """The bundled pipeline: a stock `StableDiffusionPipeline` that makes 64 x 64 pictures."""
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        WEIGHTS / "pipeline", torch_dtype=dtype, local_files_only=True, safety_checker=None
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
