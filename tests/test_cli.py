@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     for arguments in (
         ["train", "--out", root / "sae", "--count", 6, "--expansion", 4, "--k", 8, "--vectors", 64, "--epochs", 2,
          "--buffer", 512, "--hookpoint", "unet.up_blocks.1.attentions.2"],
-        ["profile", "--sae", root / "sae", "--out", root / "styles"],
+        ["profile", "--sae", root / "sae", "--out", root / "styles", "--half"],
     ):  # fmt: skip
         with pytest.raises(SystemExit) as stopped:
             cli.main([str(a) for a in [*arguments, *FAST]])
@@ -140,6 +140,7 @@ def foreign_plan(tmp_path, trained):
         (["train", "--out", "OUT", "--prompts", "nope.txt"], "no file 'nope.txt'"),
         (["train", "--out", "OUT", "--anchor-prompts", "EMPTY"], "no anchor prompts in"),
         (["train", "--out", "FULL", "--count", "4", "--vectors", "64"], "holds other files; expected an empty folder"),
+        (["train", "--out", "OUT", "--styles", "nope.txt"], "no file 'nope.txt'; expected a text file"),
         (["profile", "--sae", "EMPTY", "--out", "OUT"], "no SAE in"),
         (["profile", "--sae", "SAE", "--prompts", "EMPTY", "--out", "OUT"], "no prompts in"),
         (["plan", "Rusty", "--profile", "STYLES", "--out", "OUT"], "unknown concept 'Rusty'; did you mean 'Rust'?"),

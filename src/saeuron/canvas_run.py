@@ -118,11 +118,12 @@ class CanvasRun:
         classifiers: Mapping[Kind, Classifier],
         out: Path,
         sampling: Sampling,
+        anchors: Path = ANCHORS,
     ) -> dict[str, dict[Setting, CanvasScores]]:
         """Scores of every candidate setting for every concept, on validation prompts."""
         table: dict[str, dict[Setting, CanvasScores]] = {}
         for concept in concepts:
-            requests = validation_requests(kind, concept, words)
+            requests = validation_requests(kind, concept, words, anchors)
             table[concept] = {}
             for setting in candidates:
                 made = self.plan(kind, concept, setting)

@@ -20,6 +20,7 @@ from saeuron.options import (
     Dtype,
     ErrorTerm,
     Guidance,
+    Half,
     Hookpoints,
     Kind,
     Model,
@@ -30,11 +31,11 @@ from saeuron.options import (
     SaeFolder,
     Steps,
     StyleClassifier,
+    StylesFile,
     load_model,
     only_child,
     print_scores,
     print_table,
-    read_lines,
     said,
     sampling_of,
 )
@@ -80,7 +81,7 @@ def demo(
     from saeuron.demo import demo as run
 
     with said(quiet):
-        scores = run(out, DemoConfig(style=style, object=object), quick=quick)
+        scores = run(out, DemoConfig(style, object, quick))
     print_scores(scores)
     typer.echo(f"report: {out / 'report.html'}")
 
@@ -98,6 +99,7 @@ def hookpoints(
     guidance: Guidance = None,
     batch: Batch = 16,
     anchor_prompts: Anchors = None,
+    styles: StylesFile = None,
     style_classifier: StyleClassifier = None,
     object_classifier: ObjectClassifier = None,
     device: Device = "auto",
@@ -113,7 +115,11 @@ def hookpoints(
     from saeuron.scan import scan_prompts
 
     folder = anchor_prompts or ANCHORS
-    prompts = scan_prompts(kind.value, concept or [], vocabulary(model), count, folder) if scan else None
+    prompts = (
+        scan_prompts(kind.value, concept or [], vocabulary(model, anchor_prompts, styles), count, folder)
+        if scan
+        else None
+    )
     pipe = load_model(model, device, dtype)
     names = only or candidate_hookpoints(pipe)
     if prompts is None:
@@ -149,20 +155,24 @@ def train(
     epochs: Annotated[int, Option(help="How often each vector is used.")] = 5,
     buffer: Annotated[int, Option(help="Vectors in the shuffle buffer.")] = 262_144,
     seed: Annotated[int, Option(help="Seed of weights, order and noise.")] = 0,
+    half: Half = False,
     resume: Annotated[bool, Option(help="Continue from the checkpoint in the folder, or start over.")] = True,
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = 8,
     anchor_prompts: Anchors = None,
+    styles: StylesFile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Train one SAE for each hookpoint on activations that are made meanwhile; nothing is cached on disk."""
+    import torch
+
     from saeuron.activations import ActivationStream, hookpoint_shapes
     from saeuron.files import claim_folder
     from saeuron.models import default_hookpoints, vocabulary
-    from saeuron.prompts import ANCHORS, training_prompts
+    from saeuron.prompts import ANCHORS, read_lines, training_prompts
     from saeuron.sae import SaeConfig, SparseAutoencoder
     from saeuron.train import TrainConfig, Trainer, forget_run
     from saeuron.train import train as run
@@ -171,7 +181,7 @@ def train(
     if prompts is not None:
         texts = read_lines(prompts)[:count]
     else:
-        words = vocabulary(model)
+        words = vocabulary(model, anchor_prompts, styles)
         texts = training_prompts(words.objects, words.styles, anchor_prompts or ANCHORS, count=count, seed=seed)
     names = hookpoint or list(dict.fromkeys(default_hookpoints(model).values()))
     pipe = load_model(model, device, dtype)
@@ -186,7 +196,7 @@ def train(
     shape = {"hookpoints": names, "expansion": expansion, "k": k, "buffer": buffer, "seed": seed}
     claim_folder(out, {"model": model, "prompts": len(texts), **shape, **vars(config), "sampling": vars(sampling)})
     with said(quiet):
-        for stats in run(trainers, stream, out=out):
+        for stats in run(trainers, stream, out=out, save_dtype=torch.float16 if half else None):
             logging.getLogger("saeuron").info(
                 "%s step %d/%d: loss %.4f, FVU %.4f, L0 %.1f, dead %.3f, %.0f vectors/s",
                 stats.hookpoint, stats.step, trainers[stats.hookpoint].steps,
@@ -205,18 +215,22 @@ def profile(
     prompts: Annotated[Path | None, Option(help="Your own concepts: a folder with one <concept>.txt each.")] = None,
     each: Annotated[int | None, Option(help="Prompts for each object in each style, instead of the paper's.")] = None,
     seed: Annotated[int, Option(help="Seed of the noise.")] = 188,
+    half: Half = False,
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = 8,
     anchor_prompts: Anchors = None,
+    styles: StylesFile = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Measure each concept's mean feature activity at every step; a folder for each hookpoint."""
+    import torch
+
     from saeuron.concepts import profile as run
     from saeuron.models import load_saes, vocabulary
-    from saeuron.prompts import ANCHORS, validation_prompts
+    from saeuron.prompts import ANCHORS, read_lines, validation_prompts
 
     sampling = sampling_of(model, steps, guidance, batch, default=100)
     if prompts is not None:
@@ -225,13 +239,13 @@ def profile(
             raise ValueError(f"no prompts in '{prompts}': expected one <concept>.txt for each concept")
         texts = {path.stem: read_lines(path) for path in files}
     else:
-        words = vocabulary(model)
+        words = vocabulary(model, anchor_prompts, styles)
         texts = validation_prompts(kind.value, words.objects, words.styles, anchor_prompts or ANCHORS, each=each)
     pipe = load_model(model, device, dtype)
     saes = load_saes(sae, hookpoint, device=pipe.device)
     with said(quiet):
         for name, found in run(pipe, saes, texts, sampling, seed=seed).items():
-            found.save_pretrained(out / name)
+            found.save_pretrained(out / name, dtype=torch.float16 if half else torch.float32)
             typer.echo(f"profile of {len(found.concepts)} concepts in {out / name}")
 
 
@@ -251,6 +265,8 @@ def sweep(
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = 16,
+    anchor_prompts: Anchors = None,
+    styles: StylesFile = None,
     style_classifier: StyleClassifier = None,
     object_classifier: ObjectClassifier = None,
     device: Device = "auto",
@@ -260,9 +276,10 @@ def sweep(
     """Try numbers of features and multipliers on validation prompts; leaves settings.json for `evaluate`."""
     from saeuron.canvas_run import CanvasRun, Setting, best_settings, write_settings
     from saeuron.models import load_classifiers, vocabulary
+    from saeuron.prompts import ANCHORS
 
     run = CanvasRun.load(model, sae, profiles, None)
-    words, measured = vocabulary(model), run.profiles[kind.value]
+    words, measured = vocabulary(model, anchor_prompts, styles), run.profiles[kind.value]
     chosen = run.known(kind.value, words.of(kind.value), concept)
     candidates = [
         Setting(place, count, gamma)
@@ -273,8 +290,9 @@ def sweep(
     readers = load_classifiers(model, style_classifier, object_classifier)
     pipe = load_model(model, device, dtype)
     sampling = sampling_of(model, steps, guidance, batch, default=100)
+    folder = anchor_prompts or ANCHORS
     with said(quiet):
-        table = run.sweep(pipe, kind.value, chosen, candidates, words, readers, out / f"{kind}s", sampling)
+        table = run.sweep(pipe, kind.value, chosen, candidates, words, readers, out / f"{kind}s", sampling, folder)
     best = best_settings(table, shared=shared)
     write_settings(out / "settings.json", {kind.value: best})
     for name, setting in best.items():
@@ -325,6 +343,7 @@ def generate(
     from saeuron.images import ImageRequest
     from saeuron.images import generate as run
     from saeuron.models import load_saes
+    from saeuron.prompts import read_lines
     from saeuron.unlearn import UnlearningPlan, unlearned
 
     sampling = sampling_of(model, steps, guidance, batch)
@@ -361,6 +380,8 @@ def evaluate_canvas(
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = 17,
+    anchor_prompts: Anchors = None,
+    styles: StylesFile = None,
     style_classifier: StyleClassifier = None,
     object_classifier: ObjectClassifier = None,
     device: Device = "auto",
@@ -371,7 +392,7 @@ def evaluate_canvas(
     from saeuron.canvas_run import CanvasRun
     from saeuron.models import load_classifiers, vocabulary
 
-    run, words = CanvasRun.load(model, sae, profiles, settings), vocabulary(model)
+    run, words = CanvasRun.load(model, sae, profiles, settings), vocabulary(model, anchor_prompts, styles)
     chosen = {one: run.known(one, list(run.settings.get(one.value, {})), concept) for one in kind or list(Kind)}
     readers = load_classifiers(model, style_classifier, object_classifier)
     sampling = sampling_of(model, steps, guidance, batch, default=100)

@@ -54,8 +54,8 @@ class ConceptProfile:
             raise ValueError(unknown("concept", concept, self.concepts))
         return self.concepts.index(concept)
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `profile.safetensors` and `profile.json` to a folder."""
+    def save_pretrained(self, folder: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write `profile.safetensors` and `profile.json` to a folder, the means rounded to `dtype`."""
         facts = {
             "concepts": list(self.concepts),
             "hookpoint": self.hookpoint,
@@ -63,7 +63,7 @@ class ConceptProfile:
             "selection": self.selection,
         }
         with write_folder(Path(folder)) as new:
-            tensors = {"means": self.means, "counts": self.counts, "timesteps": self.timesteps}
+            tensors = {"means": self.means.to(dtype), "counts": self.counts, "timesteps": self.timesteps}
             save_file({name: value.contiguous() for name, value in tensors.items()}, new / "profile.safetensors")
             (new / "profile.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -5,31 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from saeuron import mini
 from saeuron.activations import ActivationStream, Sampling, hookpoint_shapes
 from saeuron.concepts import ConceptProfile, profile
-from saeuron.evaluate.canvas import (
-    CanvasScores,
-    Kind,
-    Prediction,
-    accuracy,
-    grid,
-    predict,
-    score,
-    write_predictions,
-)
+from saeuron.evaluate.canvas import CanvasScores, Forget, Kind, Prediction, accuracy, grid, predict, score
 from saeuron.figures import labelled_grid
-from saeuron.files import read_json, write_file
-from saeuron.images import generate, open_images
+from saeuron.files import claim_folder, read_json, write_file
+from saeuron.images import ImageRequest, generate, open_images
 from saeuron.prompts import spoken, training_prompts, unknown, validation_prompts
 from saeuron.report import Report
 from saeuron.sae import SaeConfig, SparseAutoencoder
@@ -41,68 +32,101 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """How much the demonstration does; the defaults take minutes on 2 cores."""
+    """What the demonstration does; the defaults take minutes on 2 cores."""
 
     style: str = "Rust"
     object: str = "Cats"
+    quick: bool = False
+    """Use the bundled SAEs and profiles instead of training them."""
     training_prompts: int = 221
     num_latents: int = 1536
     k: int = 16
     lr: float = 1e-3
     batch: int = 1024
     epochs: int = 4
-    shown_styles: int = 4
-    """Styles beside the removed one and the plain picture that are evaluated."""
+    other_styles: int = 2
+    """Styles beside the removed one and none that are evaluated."""
     seed: int = 188
     """Seed of the evaluated images."""
 
 
-def demo(out: Path | str, config: DemoConfig = DemoConfig(), *, quick: bool = False) -> dict[str, CanvasScores]:
-    """Leave SAEs, profiles, plans, images, `scores.json` and `report.html` in `out`; returns the scores by removal.
+class Removal(NamedTuple):
+    """How one concept is removed: an entry of the bundled settings."""
 
-    With `quick`, the bundled SAEs and profiles are used instead of training them. Raises ValueError for a style or an
-    object that MiniCanvas does not have.
+    kind: Kind
+    concept: str
+    hookpoint: str
+    features: int
+    multiplier: float
+
+
+class Outcome(NamedTuple):
+    """The evaluated images of one pass: what was asked and read, and the pictures."""
+
+    predictions: list[Prediction]
+    pictures: list[Image.Image]
+
+
+def demo(out: Path | str, config: DemoConfig = DemoConfig()) -> dict[str, CanvasScores]:
+    """Leave SAEs, profiles, plans, images, `scores.json` and `report.html` in `out`; returns the scores by concept.
+
+    Raises ValueError for a style or an object that MiniCanvas does not have, and when `out` holds something else.
     """
-    out = Path(out)
-    for kind, name, known in (("style", config.style, mini.STYLES), ("object", config.object, mini.OBJECTS)):
-        if name not in known:
-            raise ValueError(unknown(kind, name, known))
-    clock = time.perf_counter()
-    pipe, settings = mini.load(), read_json(mini.SETTINGS)
-    wanted = {"style": settings["style"][config.style], "object": settings["object"][config.object]}
-    hookpoints = list(dict.fromkeys(choice["hookpoint"] for choice in wanted.values()))
-
-    if quick:
-        saes = {h: SparseAutoencoder.from_pretrained(mini.SAES, h) for h in hookpoints}
-        profiles = {k: ConceptProfile.from_pretrained(mini.PROFILES / f"{k}s" / wanted[k]["hookpoint"]) for k in wanted}
+    out, clock = Path(out), time.perf_counter()
+    removals = _removals(config)
+    claim_folder(out, asdict(config))
+    pipe = mini.load()
+    hookpoints = list(dict.fromkeys(removal.hookpoint for removal in removals))
+    if config.quick:
+        saes = {hookpoint: SparseAutoencoder.from_pretrained(mini.SAES, hookpoint) for hookpoint in hookpoints}
+        profiles = {
+            r.kind: ConceptProfile.from_pretrained(mini.PROFILES / f"{r.kind}s" / r.hookpoint) for r in removals
+        }
     else:
         saes = _train(pipe, hookpoints, config, out / "sae")
-        profiles = _profile(pipe, saes, wanted, out / "profiles")
-    removals = {
-        config.style: _plan(profiles["style"], config.style, wanted["style"]),
-        config.object: _plan(profiles["object"], config.object, wanted["object"]),
-    }
-    removals[f"{config.style} + {config.object}"] = removals[config.style] + removals[config.object]
-    for name, made in removals.items():
-        made.save_pretrained(out / "plans" / name.replace(" ", ""))
+        profiles = {r.kind: _profile(pipe, saes[r.hookpoint], r, out / "profiles") for r in removals}
+    plans = {r.concept: plan(profiles[r.kind], [r.concept], r.features, r.multiplier) for r in removals}
+    plans[f"{config.style} + {config.object}"] = plans[config.style] + plans[config.object]
 
-    predictions, pictures = _images(pipe, saes, removals, config, out)
-    scores = {
-        config.style: score(predictions[config.style], "style", [config.style]),
-        config.object: score(predictions[config.object], "object", [config.object]),
-    }
-    _write(out, config, wanted, predictions, scores, pictures, saes, quick, time.perf_counter() - clock)
+    requests, shown = _requests(config)
+    outcomes = {"before": _outcome(pipe, nullcontext, requests, out / "images" / "before", None)}
+    for name, made in plans.items():
+        folder = name.replace(" ", "")
+        made.save_pretrained(out / "plans" / folder)
+        asked = shown if " + " in name else requests
+        forget = partial(unlearned, pipe, saes, made)
+        outcomes[name] = _outcome(pipe, forget, asked, out / "images" / folder, made)
+    scores = {r.concept: score(outcomes[r.concept].predictions, r.kind, [r.concept]) for r in removals}
+    _write_scores(out, config, removals, scores, outcomes["before"], saes, time.perf_counter() - clock)
+    _write_report(out, config, removals, scores, outcomes, shown)
     return scores
 
 
+def _removals(config: DemoConfig) -> list[Removal]:
+    kinds: list[tuple[Kind, str, Sequence[str]]] = [
+        ("style", config.style, mini.STYLES),
+        ("object", config.object, mini.OBJECTS),
+    ]
+    for kind, name, known in kinds:
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+    settings = read_json(mini.SETTINGS)
+    return [Removal(kind, name, **settings[kind][name]) for kind, name, _ in kinds]
+
+
+def _sampling(batch: int) -> Sampling:
+    return Sampling(steps=mini.STEPS, guidance=mini.GUIDANCE, batch=batch)
+
+
 def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> dict[str, SparseAutoencoder]:
-    """One SAE for each hookpoint, all from one stream of activations."""
+    """One SAE for each hookpoint, all from one stream of activations; those of an earlier run are read back."""
+    if all((out / hookpoint / "cfg.json").exists() for hookpoint in hookpoints):
+        return {hookpoint: SparseAutoencoder.from_pretrained(out, hookpoint) for hookpoint in hookpoints}
     prompts = training_prompts(mini.OBJECTS, mini.STYLES, count=config.training_prompts)
-    sampling = Sampling(steps=mini.STEPS, guidance=mini.GUIDANCE, batch=32)
+    sampling, settings = _sampling(32), TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
     stream = ActivationStream(
         pipe, prompts, hookpoints, sampling, batch=config.batch, buffer=65_536, uses=config.epochs
     )
-    settings = TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
     trainers = {}
     for hookpoint, shape in hookpoint_shapes(pipe, hookpoints, sampling).items():
         sae = SparseAutoencoder(SaeConfig(shape.d_in, num_latents=config.num_latents, k=config.k))
@@ -114,79 +138,72 @@ def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> d
     return {hookpoint: trainer.sae for hookpoint, trainer in trainers.items()}
 
 
-def _profile(
-    pipe: Any, saes: Mapping[str, SparseAutoencoder], wanted: Mapping[str, Mapping[str, Any]], out: Path
-) -> dict[str, ConceptProfile]:
-    """Profiles of all styles and all objects, on validation prompts, from one pass over their images."""
-    sampling = Sampling(steps=mini.STEPS, guidance=mini.GUIDANCE, batch=32)
-    profiles = {}
-    for kind, choice in wanted.items():
-        log.info("measuring which features the %ss use", kind)
-        texts = validation_prompts(kind, mini.OBJECTS, mini.STYLES, each=1)
-        hookpoint = choice["hookpoint"]
-        profiles[kind] = profile(pipe, {hookpoint: saes[hookpoint]}, texts, sampling)[hookpoint]
-        profiles[kind].save_pretrained(out / f"{kind}s" / hookpoint)
-    return profiles
+def _profile(pipe: Any, sae: SparseAutoencoder, removal: Removal, out: Path) -> ConceptProfile:
+    """The profile of all concepts of the removal's kind, on validation prompts; an earlier run's is read back."""
+    folder = out / f"{removal.kind}s" / removal.hookpoint
+    if (folder / "profile.json").exists():
+        return ConceptProfile.from_pretrained(folder)
+    log.info("measuring which features each %s uses", removal.kind)
+    texts = validation_prompts(removal.kind, mini.OBJECTS, mini.STYLES, each=1)
+    measured = profile(pipe, {removal.hookpoint: sae}, texts, _sampling(32))[removal.hookpoint]
+    measured.save_pretrained(folder)
+    return measured
 
 
-def _plan(profile: ConceptProfile, concept: str, choice: Mapping[str, Any]) -> UnlearningPlan:
-    return plan(profile, [concept], choice["features"], choice["multiplier"])
-
-
-def _images(
-    pipe: Any,
-    saes: Mapping[str, SparseAutoencoder],
-    removals: Mapping[str, UnlearningPlan],
-    config: DemoConfig,
-    out: Path,
-) -> tuple[dict[str, list[Prediction]], dict[str, list[Image.Image]]]:
-    """Readings and pictures of the same requests before and after each removal, from the same noise."""
+def _requests(config: DemoConfig) -> tuple[list[ImageRequest], list[ImageRequest]]:
+    """Every object in a few styles, to be evaluated; and the part of it that the report shows."""
     others = [style for style in mini.STYLES if style != config.style]
-    styles = [None, config.style, *others[:: max(1, len(others) // config.shown_styles)][: config.shown_styles]]
-    requests = grid(mini.OBJECTS, styles, [config.seed])
-    sampling = Sampling(steps=mini.STEPS, guidance=mini.GUIDANCE, batch=51)
-    classifiers: dict[Kind, Callable] = {kind: c.predict for kind, c in mini.classifiers().items()}  # type: ignore[misc]
-    predictions, pictures = {}, {}
-    forgets: dict[str, Callable[[], AbstractContextManager]] = {"before": nullcontext}
-    forgets |= {name: partial(unlearned, pipe, saes, made) for name, made in removals.items()}
-    for name, forget in forgets.items():
-        folder = out / "images" / name.replace(" ", "")
-        log.info("generating %d images: %s", len(requests), name)
-        with forget():
-            records = generate(pipe, requests, folder, sampling, {"model": "mini", "removed": name})
-        predictions[name] = predict(folder, records, classifiers)
-        pictures[name] = list(open_images(folder, records))
-        write_predictions(folder / "predictions.csv", predictions[name])
-    return predictions, pictures
+    others = others[:: max(1, len(others) // config.other_styles)][: config.other_styles]
+    requests = grid(mini.OBJECTS, [None, config.style, *others], [config.seed])
+    objects = [config.object, *(o for o in mini.OBJECTS[::3] if o != config.object)][:7]
+    return requests, [request for request in requests if request.object in objects]
 
 
-def _write(
+def _outcome(
+    pipe: Any, forget: Forget, requests: Sequence[ImageRequest], folder: Path, made: UnlearningPlan | None
+) -> Outcome:
+    """Generate, read and return the images within the context that `forget` makes."""
+    log.info("generating %d images: %s", len(requests), folder.name)
+    with forget():
+        settings = {"model": "mini", "plan": made and made.fingerprint()}
+        records = generate(pipe, requests, folder, _sampling(34), settings)
+    readers: Any = {kind: classifier.predict for kind, classifier in mini.classifiers().items()}
+    return Outcome(predict(folder, records, readers), list(open_images(folder, records)))
+
+
+def _write_scores(
     out: Path,
     config: DemoConfig,
-    wanted: Mapping[str, Mapping[str, Any]],
-    predictions: Mapping[str, list[Prediction]],
+    removals: Sequence[Removal],
     scores: Mapping[str, CanvasScores],
-    pictures: Mapping[str, list[Image.Image]],
+    before: Outcome,
     saes: Mapping[str, SparseAutoencoder],
-    quick: bool,
     seconds: float,
 ) -> None:
-    """`scores.json`, the grids and the report."""
-    both = f"{config.style} + {config.object}"
-    base = {"style": accuracy(predictions["before"], "style"), "object": accuracy(predictions["before"], "object")}
+    kinds: tuple[Kind, Kind] = ("style", "object")
     facts = {
-        "settings": vars(config) | {"quick": quick, "sampling": {"steps": mini.STEPS, "guidance": mini.GUIDANCE}},
-        "removals": wanted,
+        "settings": asdict(config) | {"steps": mini.STEPS, "guidance": mini.GUIDANCE},
+        "removals": {removal.concept: removal._asdict() for removal in removals},
         "saes": {hookpoint: sae.fingerprint() for hookpoint, sae in saes.items()},
-        "accuracy_before": base,
+        "accuracy_before": {kind: accuracy(before.predictions, kind) for kind in kinds},
         "scores": {name: found._asdict() for name, found in scores.items()},
         "seconds": round(seconds, 1),
     }
     with write_file(out / "scores.json") as new:
         new.write_text(json.dumps(facts, indent=2) + "\n")
 
+
+def _write_report(
+    out: Path,
+    config: DemoConfig,
+    removals: Sequence[Removal],
+    scores: Mapping[str, CanvasScores],
+    outcomes: Mapping[str, Outcome],
+    shown: Sequence[ImageRequest],
+) -> None:
+    """`report.html` and the grids in it."""
     page = Report(f"Forgetting {spoken(config.style)} and {config.object}")
-    origin = "bundled with the package" if quick else "trained a moment ago on the pipeline's own activations"
+    origin = "bundled with the package" if config.quick else "trained a moment ago on the pipeline's own activations"
     page.text(
         f"MiniCanvas is a Stable Diffusion pipeline of 64 x 64 pixels. Sparse autoencoders, {origin}, found the "
         f"features of each concept; those were turned down while the pictures below were generated. Every pair of "
@@ -195,47 +212,39 @@ def _write(
     page.table(
         ["removed", "UA: it is gone", "IRA: its kin are kept", "CRA: the other kind is kept", "features", "multiplier"],
         [
-            [
-                name,
-                *(f"{100 * value:.1f} %" for value in found),
-                str(wanted[kind]["features"]),
-                f"{wanted[kind]['multiplier']:g}",
-            ]
-            for (name, found), kind in zip(scores.items(), wanted, strict=True)
+            [r.concept, *(f"{100 * value:.1f} %" for value in scores[r.concept]), str(r.features), f"{r.multiplier:g}"]
+            for r in removals
         ],
     )
+    read = outcomes["before"].predictions
     page.text(
         f"Two classifiers read the pictures. Before any removal they recognise the style in "
-        f"{100 * base['style']:.1f} % and the object in {100 * base['object']:.1f} % of the "
-        f"{len(predictions['before'])} pictures."
+        f"{100 * accuracy(read, 'style'):.1f} % and the object in {100 * accuracy(read, 'object'):.1f} % of the "
+        f"{len(read)} pictures."
     )
-    for name in (*scores, both):
-        sheet = _before_after(predictions["before"], pictures["before"], pictures[name], config)
-        page.heading(f"{spoken(name)} removed")
-        page.picture(
-            sheet, "Above: as generated before. Below: after. Framed: where the removed concept was asked for."
-        )
-        sheet.save(out / f"grid_{name.replace(' ', '')}.png")
+    for name, outcome in outcomes.items():
+        if name != "before":
+            sheet = _before_after(outcomes["before"], outcome, shown, name.split(" + "))
+            page.heading(f"{spoken(name)} removed")
+            page.picture(sheet, "Each pair: before, after. Framed: where the removed concept was asked for.")
+            sheet.save(out / f"grid_{name.replace(' ', '')}.png")
     page.save(out / "report.html")
 
 
 def _before_after(
-    asked: list[Prediction], before: list[Image.Image], after: list[Image.Image], config: DemoConfig
+    before: Outcome, after: Outcome, shown: Sequence[ImageRequest], removed: Sequence[str]
 ) -> Image.Image:
-    """Two rows for each style, a column for each of a few objects."""
-    objects = [config.object, *(o for o in mini.OBJECTS[::3] if o != config.object)][:7]
-    styles = list(dict.fromkeys(p.style for p in asked))
-    place = {(p.style, p.object): i for i, p in enumerate(asked)}
+    """Two rows for each style, a column for each shown object."""
+    cells = [{(p.style, p.object): picture for p, picture in zip(*outcome, strict=True)} for outcome in (before, after)]
+    objects = list(dict.fromkeys(request.object or "" for request in shown))
     rows: list[list[Image.Image]] = []
     labels: list[str] = []
     marked: list[tuple[int, int]] = []
-    for style in styles:
-        for pictures, word in ((before, "before"), (after, "after")):
-            marked += [
-                (len(rows), column)
-                for column, object in enumerate(objects)
-                if word == "after" and (style == config.style or object == config.object)
-            ]
-            rows.append([pictures[place[style, object]] for object in objects])
-            labels.append(f"{spoken(style or 'plain')} {word}")
+    for style in dict.fromkeys(request.style for request in shown):
+        for cell, word in zip(cells, ("before", "after"), strict=True):
+            if word == "after":
+                asked = [style in removed or object in removed for object in objects]
+                marked += [(len(rows), column) for column, yes in enumerate(asked) if yes]
+            rows.append([cell[style, object] for object in objects])
+            labels.append(f"{spoken(style or 'no style')}, {word}")
     return labelled_grid(rows, labels, objects, tile=96, marked=marked)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from saeuron import prompts
 from saeuron.files import resolve_folder
+from saeuron.progress import quiet_loading
 from saeuron.sae import SparseAutoencoder
 
 MINI = "mini"
@@ -45,7 +46,8 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Any:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"'{model}' is no diffusers pipeline: it has no model_index.json")
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=number, local_files_only=True)
+        with quiet_loading():
+            pipe = DiffusionPipeline.from_pretrained(folder, dtype=number, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the pipeline '{model}' does not load: {reason}") from None
@@ -77,13 +79,22 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def vocabulary(model: str) -> Vocabulary:
-    """MiniCanvas's concepts for the bundled pipeline, UnlearnCanvas's for any other."""
+def vocabulary(model: str, anchors: Path | None = None, styles: Path | None = None) -> Vocabulary:
+    """MiniCanvas's concepts for the bundled pipeline, UnlearnCanvas's for any other.
+
+    A folder of anchor prompts brings its own objects, a file of styles, one a line, its own styles. Raises ValueError
+    for one that is missing or empty.
+    """
+    words = Vocabulary(prompts.OBJECTS, prompts.STYLES)
     if model == MINI:
         from saeuron import mini
 
-        return Vocabulary(mini.OBJECTS, mini.STYLES)
-    return Vocabulary(prompts.OBJECTS, prompts.STYLES)
+        words = Vocabulary(mini.OBJECTS, mini.STYLES)
+    if anchors is not None:
+        words = words._replace(objects=tuple(prompts.anchor_files(anchors)))
+    if styles is not None:
+        words = words._replace(styles=tuple(prompts.read_lines(styles)))
+    return words
 
 
 def default_hookpoints(model: str) -> dict[str, str]:

@@ -39,12 +39,16 @@ Steps = Annotated[
 ]
 Guidance = Annotated[float | None, Option(help="Guidance scale.  [default: 9; 4 for mini]", show_default=False)]
 Batch = Annotated[int, Option(help="Prompts in one call of the pipeline.")]
+Half = Annotated[bool, Option("--half", help="Save in float16: half the size, for sharing.")]
 Quiet = Annotated[bool, Option("--quiet", help="No progress bars, no messages.")]
 Out = Annotated[Path, Option(help="Folder for the results.")]
 SaeFolder = Annotated[str, Option("--sae", help="Folder (or hub id) of SAEs, one folder for each hookpoint.")]
 Hookpoints = Annotated[list[str] | None, Option("--hookpoint", help="Block; may be given several times.")]
 Concepts = Annotated[list[str] | None, Option("--concept", help="Concept; may be given several times.")]
 Anchors = Annotated[Path | None, Option(help="Folder with one <object>.txt of anchor prompts each, instead of ours.")]
+StylesFile = Annotated[
+    Path | None, Option("--styles", help="File with one style a line, instead of the model's usual ones.")
+]
 BundledSaes = Annotated[str | None, Option("--sae", help="Folder of SAEs.  [default: bundled, for mini]")]
 Profiles = Annotated[str | None, Option(help="Folder with `styles` and `objects`.  [default: bundled, for mini]")]
 StyleClassifier = Annotated[Path | None, Option(help="Weights of a style classifier.  [default: bundled, for mini]")]
@@ -52,13 +56,7 @@ ObjectClassifier = Annotated[Path | None, Option(help="Weights of an object clas
 
 
 def load_model(model: str, device: str, dtype: str) -> Any:
-    """The pipeline that the options name, without the libraries' remarks on how they load it."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    """The pipeline that the options name."""
     from saeuron.models import load_pipeline
 
     return load_pipeline(model, device, dtype)
@@ -77,16 +75,6 @@ def only_child(folder: str, name: str) -> str:
     """The folder itself, or the one folder in it that has the file."""
     found = [path.parent for path in Path(folder).glob(f"*/{name}")]
     return str(found[0]) if len(found) == 1 and not (Path(folder) / name).exists() else folder
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without blank ones. Raises ValueError when there is no file or nothing in it."""
-    if not path.is_file():
-        raise ValueError(f"no file '{path}'; expected a text file with one prompt a line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"'{path}' is empty; expected one prompt a line")
-    return lines
 
 
 def said(quiet: bool) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Progress bars, and the one switch that silences them."""
+"""Progress bars, and what silences them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,26 @@ def silenced() -> Iterator[None]:
         yield
     finally:
         _quiet.reset(token)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Within the context, diffusers and transformers show no bars and no remarks on how they load a model."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    before = []
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        before.append((library, library.get_verbosity(), library.is_progress_bar_enabled()))
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
 
 
 def progress(iterable: Iterable[Any] | None = None, *, desc: str, unit: str, total: int | None = None) -> tqdm:

@@ -218,8 +218,13 @@ class SparseAutoencoder(nn.Module):
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
-    def save_pretrained(self, folder: Path | str, hookpoint: str | None = None) -> None:
-        """Write `cfg.json` and `sae.safetensors` to `folder`, or to `folder/hookpoint`, in the released layout."""
+    def save_pretrained(
+        self, folder: Path | str, hookpoint: str | None = None, *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write `cfg.json` and `sae.safetensors` to `folder`, or to `folder/hookpoint`, in the released layout.
+
+        With `dtype` the weights are rounded; what is read back then is another SAE, by its fingerprint.
+        """
         folder = Path(folder) / hookpoint if hookpoint else Path(folder)
         config = dataclasses.asdict(self.config) | {
             "num_latents": self.config.latents,
@@ -229,7 +234,7 @@ class SparseAutoencoder(nn.Module):
             "multi_topk": False,
             "threshold": self.threshold.item(),
         }
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.named_parameters()}
+        weights = {name: value.detach().to("cpu", dtype or value.dtype).contiguous() for name, value in self.named_parameters()}
         with write_folder(folder) as new:
             save_file(weights, new / "sae.safetensors")
             (new / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -143,11 +143,13 @@ def train(
     out: Path | None = None,
     log_every: int = 50,
     checkpoint_every: int = 500,
+    save_dtype: torch.dtype | None = None,
 ) -> Iterator[TrainStats]:
     """Improve one SAE for each hookpoint on the batches of the stream and yield their statistics as they come.
 
     With `out`, the SAEs are saved there at the end, `stats.jsonl` grows, and every `checkpoint_every` steps a
     checkpoint is written; the same call with the same `out` continues from it, the stream too if it is `Resumable`.
+    `save_dtype` rounds the saved weights.
     """
     checkpoint = None if out is None else Path(out) / "checkpoint.safetensors"
     if checkpoint is not None and checkpoint.exists():
@@ -181,7 +183,7 @@ def train(
             raise ValueError(f"not one batch for {hookpoint}: more prompts or a smaller batch are needed")
         trainer.sae.eval().requires_grad_(False)
         if out is not None:
-            trainer.sae.save_pretrained(out, hookpoint)
+            trainer.sae.save_pretrained(out, hookpoint, dtype=save_dtype)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import torch
 
 from saeuron.mini.canvas import OBJECTS, STYLES
 from saeuron.mini.classifier import Classifier
+from saeuron.progress import quiet_loading
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -41,9 +42,10 @@ __all__ = [
 
 def load(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """The bundled pipeline: a stock `StableDiffusionPipeline` that makes 64 x 64 pictures."""
-    from diffusers import StableDiffusionPipeline
+    with quiet_loading():
+        from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=dtype, local_files_only=True)
+        pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

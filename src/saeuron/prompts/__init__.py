@@ -11,28 +11,46 @@ from pathlib import Path
 ANCHORS = Path(__file__).parent / "anchors"
 """Our own anchor prompts: 80 one-sentence captions for each of UnlearnCanvas's 20 objects, one file an object."""
 
-STYLES = tuple((Path(__file__).parent / "styles.txt").read_text().split())
+STYLES = tuple((Path(__file__).parent / "styles.txt").read_text(encoding="utf-8").split())
 """UnlearnCanvas's 50 styles."""
 
-OBJECTS = tuple(sorted(path.stem for path in ANCHORS.glob("*.txt")))
+OBJECTS = tuple(path.stem for path in sorted(ANCHORS.glob("*.txt")))
 """UnlearnCanvas's 20 objects."""
 
 
+def anchor_files(folder: Path = ANCHORS) -> dict[str, Path]:
+    """The files of anchor prompts by object: `<object>.txt`, or `sd_prompt_<object>.txt` as UnlearnCanvas has them.
+
+    Raises ValueError when there is none.
+    """
+    found = {path.stem.removeprefix("sd_prompt_"): path for path in sorted(Path(folder).glob("*.txt"))}
+    if not found:
+        raise ValueError(f"no anchor prompts in '{folder}': expected one <object>.txt for each object")
+    return found
+
+
 def anchor_prompts(object: str, folder: Path = ANCHORS) -> list[str]:
-    """The lines of `folder/<object>.txt`, without blank ones.
+    """The anchor prompts of an object, one a line of its file.
 
     Raises ValueError when there is no such file or nothing in it.
     """
-    path = Path(folder) / f"{object}.txt"
+    files = anchor_files(folder)
+    if object not in files:
+        raise ValueError(f"no anchor prompts for {unknown('object', object, files)}")
+    return read_lines(files[object])
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without blank ones. Raises ValueError when there is no file or nothing in it."""
     if not path.is_file():
-        names = sorted(found.stem for found in Path(folder).glob("*.txt"))
-        if not names:
-            raise ValueError(f"no anchor prompts in '{folder}': expected one <object>.txt for each object")
-        raise ValueError(f"no anchor prompts for {unknown('object', object, names)}")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"'{path}' is empty: expected one prompt a line")
-    return prompts
+        raise ValueError(f"no file '{path}'; expected a text file with one entry a line")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}' is not a text file; expected UTF-8, one entry a line") from None
+    if not any(lines):
+        raise ValueError(f"'{path}' is empty; expected one entry a line")
+    return [line for line in lines if line]
 
 
 def styled(prompt: str, style: str | None) -> str:
