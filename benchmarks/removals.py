@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[188])
     arguments = parser.parse_args()
     pipe, words, readers = load_pipeline(MINI), vocabulary(MINI), load_classifiers(MINI)
-    run, sampling = CanvasRun.load(MINI, None, None, None), Sampling(*usual_sampling(MINI, 25), batch=34)
+    run, sampling = CanvasRun.load(MINI), Sampling(*usual_sampling(MINI, 25), batch=34)
     requests = grid(words.objects, [None, *words.styles], arguments.seeds)
     folder = arguments.out / "before"
     before = predict(folder, generate(pipe, requests, folder, sampling), readers)

@@ -50,4 +50,4 @@ def test_examples_run_and_are_short(path, tmp_path, monkeypatch):
     assert len(path.read_text().splitlines()) <= 40
     monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path / "out")])
     runpy.run_path(str(path), run_name="__main__")
-    assert list((tmp_path / "out").glob("*.png"))
+    assert list((tmp_path / "out").rglob("*.png"))

@@ -23,7 +23,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def run():
-    return CanvasRun.load("mini", None, None, None)
+    return CanvasRun.load("mini")
 
 
 def images(pipe, prompts, seed=188, output_type="pt"):

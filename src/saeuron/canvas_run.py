@@ -42,7 +42,9 @@ class CanvasRun:
     """By kind and concept."""
 
     @classmethod
-    def load(cls, model: str, saes: str | None, profiles: str | None, settings: Path | None) -> CanvasRun:
+    def load(
+        cls, model: str, saes: str | None = None, profiles: str | None = None, settings: Path | None = None
+    ) -> CanvasRun:
         """Read everything from folders; what is not given is MiniCanvas's, for MiniCanvas.
 
         Raises ValueError when something is missing or does not fit.

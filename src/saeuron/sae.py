@@ -234,7 +234,9 @@ class SparseAutoencoder(nn.Module):
             "multi_topk": False,
             "threshold": self.threshold.item(),
         }
-        weights = {name: value.detach().to("cpu", dtype or value.dtype).contiguous() for name, value in self.named_parameters()}
+        weights = {
+            name: value.detach().to("cpu", dtype or value.dtype).contiguous() for name, value in self.named_parameters()
+        }
         with write_folder(folder) as new:
             save_file(weights, new / "sae.safetensors")
             (new / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,11 +50,13 @@ def load(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32)
     return pipe.to(device)
 
 
-def classifiers(device: torch.device | str = "cpu") -> dict[str, Classifier]:
+def classifiers(device: torch.device | str = "cpu") -> dict[Literal["style", "object"], Classifier]:
     """The bundled classifiers: "style" (one of its labels is "plain") and "object"."""
-    return {
-        kind: Classifier.load(WEIGHTS / f"{kind}_classifier.safetensors").to(device) for kind in ("style", "object")
-    }
+
+    def read(kind: str) -> Classifier:
+        return Classifier.load(WEIGHTS / f"{kind}_classifier.safetensors").to(device)
+
+    return {"style": read("style"), "object": read("object")}
 
 
 def hookpoints() -> dict[str, str]:
