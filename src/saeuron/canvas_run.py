@@ -74,7 +74,7 @@ class CanvasRun:
             if concept not in known:
                 raise ValueError(unknown(kind, concept, known))
         if not known:
-            raise ValueError(f"there is no setting for any {kind}")
+            raise ValueError(f"there is no {kind} to choose from in these profiles and settings")
         return list(only or known)
 
     def plan(
@@ -122,19 +122,24 @@ class CanvasRun:
         sampling: Sampling,
         anchors: Path = ANCHORS,
     ) -> dict[str, dict[Setting, CanvasScores]]:
-        """Scores of every candidate setting for every concept, on validation prompts."""
+        """Scores of every candidate setting for every concept, on validation prompts; also in `out/sweep.json`."""
         table: dict[str, dict[Setting, CanvasScores]] = {}
         for concept in concepts:
             requests = validation_requests(kind, concept, words, anchors)
             table[concept] = {}
             for setting in candidates:
                 made = self.plan(kind, concept, setting)
-                folder = out / f"{setting.hookpoint}_{setting.features}_{setting.multiplier:g}"
+                folder = out / concept / f"{setting.hookpoint}_{setting.features}_{setting.multiplier:g}"
                 facts = {concept: {"plan": made.fingerprint()}}
                 found = evaluate(
                     pipe, {concept: self.forget(pipe, made)}, kind, requests, classifiers, folder, sampling, facts
                 )
                 table[concept][setting] = found[concept]
+                rows = [
+                    {"concept": c, **s._asdict(), **r._asdict()} for c, tried in table.items() for s, r in tried.items()
+                ]
+                with write_file(out / "sweep.json") as new:
+                    new.write_text(json.dumps({kind: rows}, indent=1) + "\n")
         return table
 
 

@@ -183,7 +183,7 @@ def train(
     else:
         words = vocabulary(model, anchor_prompts, styles)
         texts = training_prompts(words.objects, words.styles, anchor_prompts or ANCHORS, count=count, seed=seed)
-    names = hookpoint or list(dict.fromkeys(default_hookpoints(model).values()))
+    names = hookpoint or default_hookpoints(model)
     pipe = load_model(model, device, dtype)
     shapes = hookpoint_shapes(pipe, names, sampling)
     stream = ActivationStream(pipe, texts, names, sampling, batch=vectors, buffer=buffer, uses=epochs, seed=seed)
@@ -255,6 +255,7 @@ def sweep(
     model: Model = "mini",
     kind: Annotated[Kind, Option(help="What the concepts are.")] = Kind.object,
     concept: Concepts = None,
+    hookpoint: Hookpoints = None,
     sae: BundledSaes = None,
     profiles: Profiles = None,
     features: Annotated[list[int] | None, Option(help="Numbers of features to try.", show_default="1, 2, 4")] = None,
@@ -278,12 +279,13 @@ def sweep(
     from saeuron.models import load_classifiers, vocabulary
     from saeuron.prompts import ANCHORS
 
-    run = CanvasRun.load(model, sae, profiles, None)
-    words, measured = vocabulary(model, anchor_prompts, styles), run.profiles[kind.value]
+    run = CanvasRun.load(model, sae, profiles)
+    words = vocabulary(model, anchor_prompts, styles)
+    places = run.known("hookpoint", list(run.profiles[kind.value]), hookpoint)
     chosen = run.known(kind.value, words.of(kind.value), concept)
     candidates = [
         Setting(place, count, gamma)
-        for place in measured
+        for place in places
         for count in features or [1, 2, 4]
         for gamma in multiplier or [-0.5, -1, -2, -4, -8]
     ]

@@ -97,13 +97,13 @@ def vocabulary(model: str, anchors: Path | None = None, styles: Path | None = No
     return words
 
 
-def default_hookpoints(model: str) -> dict[str, str]:
-    """Where styles and objects are edited unless told otherwise: the paper's blocks, or MiniCanvas's best ones."""
+def default_hookpoints(model: str) -> list[str]:
+    """Where concepts are edited unless told otherwise: the paper's blocks, or MiniCanvas's best ones."""
     if model == MINI:
         from saeuron import mini
 
         return mini.hookpoints()
-    return {"style": "unet.up_blocks.1.attentions.2", "object": "unet.up_blocks.1.attentions.1"}
+    return ["unet.up_blocks.1.attentions.1", "unet.up_blocks.1.attentions.2"]  # objects, styles
 
 
 def usual_sampling(model: str, steps: int) -> tuple[int, float]:

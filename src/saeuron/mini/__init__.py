@@ -59,7 +59,7 @@ def classifiers(device: torch.device | str = "cpu") -> dict[Literal["style", "ob
     return {"style": read("style"), "object": read("object")}
 
 
-def hookpoints() -> dict[str, str]:
+def hookpoints() -> list[str]:
     """Where styles and objects are edited best, by the scan (docs/log.md)."""
-    settings = json.loads(SETTINGS.read_text())
-    return {kind: next(iter(settings[kind].values()))["hookpoint"] for kind in ("style", "object")}
+    settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
+    return sorted({choice["hookpoint"] for choices in settings.values() for choice in choices.values()})
