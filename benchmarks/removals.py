@@ -45,7 +45,8 @@ def main() -> None:
         lines.append(f"| **{kind}s, mean** | | | | " + " | ".join(f"**{100 * x:.1f}**" for x in mean) + " |")
         for name, found in scores.items():
             setting = run.settings[kind][name]
-            how = f"{setting.hookpoint.removeprefix('unet.')} | {setting.features} | {setting.multiplier:g}"
+            places = ", ".join(place.removeprefix("unet.") for place in setting.hookpoints)
+            how = f"{places} | {setting.features} | {setting.multiplier:g}"
             lines.append(f"| {name} | {how} | " + " | ".join(f"{100 * x:.1f}" for x in found) + " |")
     write_section("Every style and object removed in turn", "python benchmarks/removals.py", lines)
 

@@ -47,6 +47,11 @@ def test_object_removal_of_six_rows_by_hand():
     assert score(SIX, "object", ["Cats"]).mean == pytest.approx((1 / 3 + 1 + 3 / 5) / 3)
 
 
+def test_a_sample_with_many_removed_images_is_weighted():
+    # objects: 2 of 2 right in Rust, 3 of 4 elsewhere; Rust is a tenth of the full grid
+    assert score(SIX, "style", ["Rust"], share=0.1).cra == pytest.approx(0.1 * 1 + 0.9 * 3 / 4)
+
+
 def test_accuracy_and_means():
     assert accuracy(SIX, "style") == 3 / 5
     assert accuracy(SIX, "object") == 5 / 6

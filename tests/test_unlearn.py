@@ -136,6 +136,22 @@ def test_joined_plans_at_one_hookpoint_equal_a_plan_for_all():
         assert torch.equal(getattr(one.blocks[0], name), getattr(two.blocks[0], name))
 
 
+def test_the_best_features_of_several_hookpoints_together():
+    # shares of A at step 0: here 0.9 0.1 0.0, there 0.5 0.5 0.0; of B: here 0.2 0.6 0.2, there 0 0 1
+    here = profile_of(MEANS)
+    there = profile_of([[[5, 5, 0], [0, 0, 1]], [[0, 0, 9], [0, 0, 1]]], hookpoint="unet.there")
+    made = plan([here, there], ["A"], features=3, multiplier=-1.0)
+    blocks = {block.hookpoint: block for block in made.blocks}
+    # scores: here 0.7, -0.5, -0.2; there 0.5, 0.5, -1: one from here, two from there
+    assert blocks["unet.here"].features[0, :1].tolist() == [0]
+    assert blocks["unet.here"].gain[0, :1].tolist() == [-9]
+    assert blocks["unet.here"].threshold[0, 1:].tolist() == [math.inf] * (blocks["unet.here"].features.shape[1] - 1)
+    assert sorted(blocks["unet.there"].features[0].tolist()) == [0, 1]
+    assert plan([here], ["A"], 2).fingerprint() == plan(here, ["A"], 2).fingerprint()
+    with pytest.raises(ValueError, match="at the same timesteps"):
+        plan([here, profile_of(MEANS, timesteps=[9, 8])], ["A"])
+
+
 def test_plans_for_several_hookpoints():
     one, two = profile_of(MEANS), profile_of(MEANS, hookpoint="unet.there", sae="1" * 16)
     made = plan(one, ["A"]) + plan(two, ["B"])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from saeuron.activations import Sampling
 from saeuron.concepts import ConceptProfile
-from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid
+from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid, read_predictions, score
 from saeuron.files import read_json, resolve_folder, write_file
 from saeuron.images import ImageRequest
 from saeuron.models import Vocabulary, bundle, load_saes
@@ -24,7 +24,8 @@ from saeuron.unlearn import ErrorTerm, UnlearningPlan, plan, unlearned
 class Setting(NamedTuple):
     """How one concept is removed."""
 
-    hookpoint: str
+    hookpoints: tuple[str, ...]
+    """Where the best features are looked for."""
     features: int
     """tau_c"""
     multiplier: float
@@ -81,11 +82,10 @@ class CanvasRun:
         self, kind: Kind, concept: str, setting: Setting | None = None, error: ErrorTerm = "kept"
     ) -> UnlearningPlan:
         """The plan that removes a concept with its setting, or with another one."""
-        hookpoint, features, multiplier = setting or self.settings[kind][concept]
-        if hookpoint not in self.profiles[kind]:
-            there = ", ".join(self.profiles[kind]) or "none"
-            raise ValueError(f"no profile of {kind}s at {hookpoint!r}; there are: {there}")
-        return plan(self.profiles[kind][hookpoint], [concept], features, multiplier, error=error)
+        hookpoints, features, multiplier = setting or self.settings[kind][concept]
+        self.known("hookpoint", list(self.profiles[kind]), hookpoints)
+        measured = [self.profiles[kind][hookpoint] for hookpoint in hookpoints]
+        return plan(measured, [concept], features, multiplier, error=error)
 
     def forget(self, pipe: Any, made: UnlearningPlan) -> Callable[[], AbstractContextManager[None]]:
         """A maker of contexts, as the protocols take them."""
@@ -129,12 +129,12 @@ class CanvasRun:
             table[concept] = {}
             for setting in candidates:
                 made = self.plan(kind, concept, setting)
-                folder = out / concept / f"{setting.hookpoint}_{setting.features}_{setting.multiplier:g}"
+                folder = out / concept / f"{'+'.join(setting.hookpoints)}_{setting.features}_{setting.multiplier:g}"
                 facts = {concept: {"plan": made.fingerprint()}}
-                found = evaluate(
-                    pipe, {concept: self.forget(pipe, made)}, kind, requests, classifiers, folder, sampling, facts
-                )
-                table[concept][setting] = found[concept]
+                forget = {concept: self.forget(pipe, made)}
+                evaluate(pipe, forget, kind, requests, classifiers, folder, sampling, facts)
+                read = read_predictions(folder / concept / "predictions.csv")
+                table[concept][setting] = score(read, kind, [concept], share=1 / len(words.of(kind)))
                 rows = [
                     {"concept": c, **s._asdict(), **r._asdict()} for c, tried in table.items() for s, r in tried.items()
                 ]
@@ -177,8 +177,10 @@ def best_settings(table: Mapping[str, Mapping[Setting, CanvasScores]], *, shared
     return {concept: max(scores, key=lambda setting: scores[setting].mean) for concept, scores in table.items()}
 
 
-def write_settings(path: Path, settings: Mapping[str, Mapping[str, Setting]]) -> None:
-    """Settings by kind and concept, as json."""
+def write_settings(path: Path, settings: Mapping[Kind, Mapping[str, Setting]]) -> None:
+    """Settings by kind and concept, as json; those of the other kind that the file has already stay."""
+    if path.exists():
+        settings = read_settings(path) | dict(settings)
     table = {kind: {concept: s._asdict() for concept, s in found.items()} for kind, found in settings.items()}
     with write_file(path) as new:
         new.write_text(json.dumps(table, indent=1) + "\n")
@@ -191,12 +193,13 @@ def read_settings(path: Path) -> dict[Kind, dict[str, Setting]]:
         kinds: tuple[Kind, ...] = ("style", "object")
         return {
             kind: {
-                c: Setting(str(s["hookpoint"]), int(s["features"]), float(s["multiplier"])) for c, s in found.items()
+                c: Setting(tuple(map(str, s["hookpoints"])), int(s["features"]), float(s["multiplier"]))
+                for c, s in found.items()
             }
             for kind in kinds
             if (found := table.get(kind, {}))
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"'{path}': not settings of kind, concept, hookpoint, features, multiplier ({error})"
+            f"'{path}': not settings of kind, concept, hookpoints, features, multiplier ({error})"
         ) from None

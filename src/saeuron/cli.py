@@ -262,6 +262,7 @@ def sweep(
     multiplier: Annotated[
         list[float] | None, Option(help="Multipliers to try.", show_default="-0.5, -1, -2, -4, -8")
     ] = None,
+    together: Annotated[bool, Option("--together", help="Edit at all hookpoints in one plan.")] = False,
     shared: Annotated[bool, Option("--shared", help="One setting for all concepts.")] = False,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -284,8 +285,8 @@ def sweep(
     places = run.known("hookpoint", list(run.profiles[kind.value]), hookpoint)
     chosen = run.known(kind.value, words.of(kind.value), concept)
     candidates = [
-        Setting(place, count, gamma)
-        for place in places
+        Setting(tuple(where), count, gamma)
+        for where in ([places] if together else [[place] for place in places])
         for count in features or [1, 2, 4]
         for gamma in multiplier or [-0.5, -1, -2, -4, -8]
     ]
@@ -298,7 +299,8 @@ def sweep(
     best = best_settings(table, shared=shared)
     write_settings(out / "settings.json", {kind.value: best})
     for name, setting in best.items():
-        typer.echo(f"{name}: {setting.hookpoint}, {setting.features} feature(s), multiplier {setting.multiplier:g}")
+        where = " + ".join(setting.hookpoints)
+        typer.echo(f"{name}: {where}, {setting.features} feature(s), multiplier {setting.multiplier:g}")
     print_scores({name: table[name][setting] for name, setting in best.items()})
 
 

@@ -167,16 +167,21 @@ def top_features(
 
     With `percentile` (0 to 100), as the released code says it: those strictly above that quantile of the scores.
     """
-    found = scores(profile, concept)
+    return highest(scores(profile, concept), features, percentile)
+
+
+def highest(
+    scores: Float[Tensor, "step latent"], features: int, percentile: float | None = None
+) -> list[Int[Tensor, " _"]]:
+    """Of each row, the places of the `features` highest scores, or of all above a percentile, best first."""
     if percentile is not None:
         if not 0 <= percentile <= 100:
             raise ValueError(f"percentile is {percentile}; expected a number from 0 to 100")
-        found = found.double()  # in float32 the interpolation may round up to the next score
-        bound = found.quantile(percentile / 100, dim=1, keepdim=True)
-        return [
-            row.argsort(descending=True)[: int((row > limit).sum())] for row, limit in zip(found, bound, strict=True)
-        ]
-    latents = found.shape[1]
+        scores = scores.double()  # in float32 the interpolation may round up to the next score
+        bound = scores.quantile(percentile / 100, dim=1)
+        counts = (scores > bound[:, None]).sum(1).tolist()
+        return [row.argsort(descending=True)[:count] for row, count in zip(scores, counts, strict=True)]
+    latents = scores.shape[1]
     if not 1 <= features <= latents:
         raise ValueError(f"features is {features}; expected a whole number from 1 to {latents}")
-    return list(found.topk(features, dim=1).indices)
+    return list(scores.topk(features, dim=1).indices)

@@ -39,8 +39,8 @@ class DemoConfig:
     quick: bool = False
     """Use the bundled SAEs and profiles instead of training them."""
     training_prompts: int = 221
-    num_latents: int = 1536
-    k: int = 16
+    num_latents: int = 768
+    k: int = 8
     lr: float = 1e-3
     batch: int = 1024
     epochs: int = 4
@@ -55,7 +55,7 @@ class Removal(NamedTuple):
 
     kind: Kind
     concept: str
-    hookpoint: str
+    hookpoints: list[str]
     features: int
     multiplier: float
 
@@ -76,15 +76,13 @@ def demo(out: Path | str, config: DemoConfig = DemoConfig()) -> dict[str, Canvas
     removals = _removals(config)
     claim_folder(out, asdict(config))
     pipe = mini.load()
-    hookpoints = list(dict.fromkeys(removal.hookpoint for removal in removals))
+    hookpoints = list(dict.fromkeys(hookpoint for removal in removals for hookpoint in removal.hookpoints))
     if config.quick:
         saes = {hookpoint: SparseAutoencoder.from_pretrained(mini.SAES, hookpoint) for hookpoint in hookpoints}
-        profiles = {
-            r.kind: ConceptProfile.from_pretrained(mini.PROFILES / f"{r.kind}s" / r.hookpoint) for r in removals
-        }
+        profiles = {r.kind: _read_profiles(mini.PROFILES, r) for r in removals}
     else:
         saes = _train(pipe, hookpoints, config, out / "sae")
-        profiles = {r.kind: _profile(pipe, saes[r.hookpoint], r, out / "profiles") for r in removals}
+        profiles = {r.kind: _measure_profiles(pipe, saes, r, out / "profiles") for r in removals}
     plans = {r.concept: plan(profiles[r.kind], [r.concept], r.features, r.multiplier) for r in removals}
     plans[f"{config.style} + {config.object}"] = plans[config.style] + plans[config.object]
 
@@ -138,16 +136,22 @@ def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> d
     return {hookpoint: trainer.sae for hookpoint, trainer in trainers.items()}
 
 
-def _profile(pipe: Any, sae: SparseAutoencoder, removal: Removal, out: Path) -> ConceptProfile:
-    """The profile of all concepts of the removal's kind, on validation prompts; an earlier run's is read back."""
-    folder = out / f"{removal.kind}s" / removal.hookpoint
-    if (folder / "profile.json").exists():
-        return ConceptProfile.from_pretrained(folder)
-    log.info("measuring which features each %s uses", removal.kind)
-    texts = validation_prompts(removal.kind, mini.OBJECTS, mini.STYLES, each=1)
-    measured = profile(pipe, {removal.hookpoint: sae}, texts, _sampling(32))[removal.hookpoint]
-    measured.save_pretrained(folder)
-    return measured
+def _read_profiles(folder: Path, removal: Removal) -> list[ConceptProfile]:
+    return [ConceptProfile.from_pretrained(folder / f"{removal.kind}s" / h) for h in removal.hookpoints]
+
+
+def _measure_profiles(
+    pipe: Any, saes: Mapping[str, SparseAutoencoder], removal: Removal, out: Path
+) -> list[ConceptProfile]:
+    """Profiles of all concepts of the removal's kind, on validation prompts; those of an earlier run are read back."""
+    folder = out / f"{removal.kind}s"
+    if not all((folder / hookpoint / "profile.json").exists() for hookpoint in removal.hookpoints):
+        log.info("measuring which features each %s uses", removal.kind)
+        texts = validation_prompts(removal.kind, mini.OBJECTS, mini.STYLES, each=1)
+        used = {hookpoint: saes[hookpoint] for hookpoint in removal.hookpoints}
+        for hookpoint, measured in profile(pipe, used, texts, _sampling(32)).items():
+            measured.save_pretrained(folder / hookpoint)
+    return _read_profiles(out, removal)
 
 
 def _requests(config: DemoConfig) -> tuple[list[ImageRequest], list[ImageRequest]]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saeuron.concepts import ConceptProfile, top_features
+from saeuron.concepts import ConceptProfile, highest, scores
 from saeuron.files import read_json, resolve_folder, write_folder
 from saeuron.hooks import Edit, edited
 from saeuron.sae import Selection, SparseAutoencoder, as_selection
@@ -122,7 +122,7 @@ _TENSORS = ("timesteps", "features", "gain", "threshold")
 
 
 def plan(
-    profile: ConceptProfile,
+    profile: ConceptProfile | Sequence[ConceptProfile],
     concepts: Sequence[str],
     features: int = 1,
     multiplier: float = -1.0,
@@ -132,34 +132,44 @@ def plan(
 ) -> UnlearningPlan:
     """A plan that removes concepts: at each step, the top `features` of each are multiplied by `multiplier * mu`.
 
-    z_i <- multiplier mu(i, t, D_c) z_i   where z_i > mu(i, t, D), for i in F_c(t)
+        z_i <- multiplier mu(i, t, D_c) z_i   where z_i > mu(i, t, D), for i in F_c(t)
 
-    `percentile` selects as `top_features` says. A latent of several concepts gets the gain furthest below.
+    With the profiles of several hookpoints, F_c(t) holds the `features` best of all of them together, so that each
+    concept is edited where it shows most. `percentile` selects as `top_features` says. A latent of several concepts
+    gets the gain furthest below.
 
-    Raises ValueError for unknown concepts and for a multiplier that is not finite.
+    Raises ValueError for unknown concepts, a multiplier that is not finite, and profiles that do not go together.
     """
+    profiles = [profile] if isinstance(profile, ConceptProfile) else list(profile)
     if not math.isfinite(multiplier):
         raise ValueError(f"multiplier is {multiplier}; expected a finite number, such as -1")
-    parts = [_plan_one(profile, concept, features, multiplier, percentile, error) for concept in concepts]
+    if not profiles or any(not torch.equal(profiles[0].timesteps, other.timesteps) for other in profiles):
+        raise ValueError(f"{len(profiles)} profiles; expected at least one, all measured at the same timesteps")
+    parts = [_plan_one(profiles, concept, features, multiplier, percentile, error) for concept in concepts]
     empty = UnlearningPlan((), (), error)
     return sum(parts, start=empty)
 
 
 def _plan_one(
-    profile: ConceptProfile,
+    profiles: Sequence[ConceptProfile],
     concept: str,
     features: int,
     multiplier: float,
     percentile: float | None,
     error: ErrorTerm,
 ) -> UnlearningPlan:
-    row = profile.index(concept)
-    everywhere = profile.means.mean(0)
-    rows = []
-    for step, chosen in enumerate(top_features(profile, concept, features, percentile=percentile)):
-        rows.append((chosen, multiplier * profile.means[row, step, chosen], everywhere[step, chosen]))
-    block = BlockPlan(profile.hookpoint, profile.sae, profile.selection, profile.timesteps, *_pad(rows))
-    return UnlearningPlan((block,), (concept,), error)
+    """The plan for one concept, without the hookpoints that none of its features are at."""
+    best = highest(torch.cat([scores(profile, concept) for profile in profiles], dim=1), features, percentile)
+    blocks, start = [], 0
+    for profile in profiles:
+        here = range(start, start + profile.means.shape[2])
+        start = here.stop
+        mine = [chosen[(chosen >= here.start) & (chosen < here.stop)] - here.start for chosen in best]
+        if any(map(len, mine)):
+            mean, everywhere = profile.means[profile.index(concept)], profile.means.mean(0)
+            rows = [(f, multiplier * mean[step, f], everywhere[step, f]) for step, f in enumerate(mine)]
+            blocks.append(BlockPlan(profile.hookpoint, profile.sae, profile.selection, profile.timesteps, *_pad(rows)))
+    return UnlearningPlan(tuple(blocks), (concept,), error)
 
 
 Row = tuple[Int[Tensor, " _"], Float[Tensor, " _"], Float[Tensor, " _"]]

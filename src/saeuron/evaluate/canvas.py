@@ -98,30 +98,40 @@ def predict(
     return predictions
 
 
-def score(predictions: Sequence[Prediction], kind: Kind, removed: Collection[str]) -> CanvasScores:
+def score(
+    predictions: Sequence[Prediction], kind: Kind, removed: Collection[str], *, share: float | None = None
+) -> CanvasScores:
     """UA, IRA and CRA after the `removed` concepts of a kind were removed.
 
     Style accuracy is over the images that were asked for in a style, object accuracy over those asked to show an
-    object; for CRA, over all of them, the removed concept's included, as in the benchmark.
+    object; for CRA, over all of them, the removed concept's included, as in the benchmark. A sample that holds more of
+    the removed concept's images than the full grid does is weighted as if they were `share` of it.
 
     Raises ValueError when there is no image to compute one of the three from.
     """
     if not removed:
         raise ValueError("no removed concepts; expected at least one")
-    mine = [p for p in predictions if getattr(p, kind) is not None]
     other: Kind = "object" if kind == "style" else "style"
-    groups = {
-        f"of the removed {kind}s": [p.right(kind) for p in mine if getattr(p, kind) in removed],
-        f"of other {kind}s": [p.right(kind) for p in mine if getattr(p, kind) not in removed],
-        f"with an {other}" if other == "object" else f"with a {other}": [
-            p.right(other) for p in predictions if getattr(p, other) is not None
-        ],
-    }
-    for what, right in groups.items():
+
+    def fraction(what: str, asked: Kind, among: Callable[[Prediction], bool]) -> float:
+        right = [p.right(asked) for p in predictions if getattr(p, asked) is not None and among(p)]
         if not right:
             raise ValueError(f"no images {what} among {len(predictions)}; removed: {', '.join(removed)}")
-    gone, kept, cross = (sum(right) / len(right) for right in groups.values())
-    return CanvasScores(1 - gone, kept, cross)
+        return sum(right) / len(right)
+
+    def of_removed(p: Prediction) -> bool:
+        return getattr(p, kind) in removed
+
+    def of_others(p: Prediction) -> bool:
+        return not of_removed(p)
+
+    ua = 1 - fraction(f"of the removed {kind}s", kind, of_removed)
+    ira = fraction(f"of other {kind}s", kind, of_others)
+    if share is None:
+        return CanvasScores(ua, ira, fraction(f"that show {other}s", other, lambda p: True))
+    there = fraction(f"that show {other}s with what was removed", other, of_removed)
+    elsewhere = fraction(f"that show {other}s without it", other, of_others)
+    return CanvasScores(ua, ira, share * there + (1 - share) * elsewhere)
 
 
 def accuracy(predictions: Sequence[Prediction], kind: Kind) -> float:

@@ -62,4 +62,6 @@ def classifiers(device: torch.device | str = "cpu") -> dict[Literal["style", "ob
 def hookpoints() -> list[str]:
     """Where styles and objects are edited best, by the scan (docs/log.md)."""
     settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
-    return sorted({choice["hookpoint"] for choices in settings.values() for choice in choices.values()})
+    return sorted(
+        {name for choices in settings.values() for choice in choices.values() for name in choice["hookpoints"]}
+    )
