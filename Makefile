@@ -39,9 +39,9 @@ mini: $(DEV)
 	$(BIN)/saeuron profile --sae $(B)/sae $(STYLE_BLOCKS) --kind style --each 1 --batch 34 --half --out $(B)/profiles/styles
 	$(BIN)/saeuron profile --sae $(B)/sae $(OBJECT_BLOCKS) --kind object --each 1 --batch 26 --half --out $(B)/profiles/objects
 	$(BIN)/saeuron sweep --kind style --shared --together $(STYLE_BLOCKS) --sae $(B)/sae --profiles $(B)/profiles \
-		--features 2 --features 3 --features 4 --multiplier -1 --multiplier -2 --steps 10 --batch 50 --out $(B)/sweep
+		--features 2 --features 3 --features 4 --multiplier -0.4 --multiplier -0.7 --multiplier -1 --batch 50 --out $(B)/sweep
 	$(BIN)/saeuron sweep --kind object --together $(OBJECT_BLOCKS) --sae $(B)/sae --profiles $(B)/profiles \
-		--features 1 --features 2 --features 4 --multiplier -1 --multiplier -2 --multiplier -4 --steps 10 --batch 45 \
+		--features 1 --features 2 --features 4 --multiplier -0.5 --multiplier -1 --multiplier -2 --batch 45 \
 		--out $(B)/sweep
 	rm -rf $(W)/sae $(W)/profiles
 	mkdir -p $(W)/sae

@@ -44,7 +44,9 @@ class DemoConfig:
     lr: float = 1e-3
     batch: int = 1024
     epochs: int = 4
-    other_styles: int = 2
+    steps: int = mini.STEPS
+    """Denoising steps."""
+    other_styles: int = 1
     """Styles beside the removed one and none that are evaluated."""
     seed: int = 188
     """Seed of the evaluated images."""
@@ -82,18 +84,18 @@ def demo(out: Path | str, config: DemoConfig = DemoConfig()) -> dict[str, Canvas
         profiles = {r.kind: _read_profiles(mini.PROFILES, r) for r in removals}
     else:
         saes = _train(pipe, hookpoints, config, out / "sae")
-        profiles = {r.kind: _measure_profiles(pipe, saes, r, out / "profiles") for r in removals}
+        profiles = {r.kind: _measure_profiles(pipe, saes, r, config, out / "profiles") for r in removals}
     plans = {r.concept: plan(profiles[r.kind], [r.concept], r.features, r.multiplier) for r in removals}
     plans[f"{config.style} + {config.object}"] = plans[config.style] + plans[config.object]
 
     requests, shown = _requests(config)
-    outcomes = {"before": _outcome(pipe, nullcontext, requests, out / "images" / "before", None)}
+    outcomes = {"before": _outcome(pipe, nullcontext, requests, config, out / "images" / "before", None)}
     for name, made in plans.items():
         folder = name.replace(" ", "")
         made.save_pretrained(out / "plans" / folder)
         asked = shown if " + " in name else requests
         forget = partial(unlearned, pipe, saes, made)
-        outcomes[name] = _outcome(pipe, forget, asked, out / "images" / folder, made)
+        outcomes[name] = _outcome(pipe, forget, asked, config, out / "images" / folder, made)
     scores = {r.concept: score(outcomes[r.concept].predictions, r.kind, [r.concept]) for r in removals}
     _write_scores(out, config, removals, scores, outcomes["before"], saes, time.perf_counter() - clock)
     _write_report(out, config, removals, scores, outcomes, shown)
@@ -112,8 +114,8 @@ def _removals(config: DemoConfig) -> list[Removal]:
     return [Removal(kind, name, **settings[kind][name]) for kind, name, _ in kinds]
 
 
-def _sampling(batch: int) -> Sampling:
-    return Sampling(steps=mini.STEPS, guidance=mini.GUIDANCE, batch=batch)
+def _sampling(config: DemoConfig) -> Sampling:
+    return Sampling(steps=config.steps, guidance=mini.GUIDANCE, batch=34)
 
 
 def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> dict[str, SparseAutoencoder]:
@@ -121,7 +123,7 @@ def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> d
     if all((out / hookpoint / "cfg.json").exists() for hookpoint in hookpoints):
         return {hookpoint: SparseAutoencoder.from_pretrained(out, hookpoint) for hookpoint in hookpoints}
     prompts = training_prompts(mini.OBJECTS, mini.STYLES, count=config.training_prompts)
-    sampling, settings = _sampling(32), TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
+    sampling, settings = _sampling(config), TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
     stream = ActivationStream(
         pipe, prompts, hookpoints, sampling, batch=config.batch, buffer=65_536, uses=config.epochs
     )
@@ -141,7 +143,7 @@ def _read_profiles(folder: Path, removal: Removal) -> list[ConceptProfile]:
 
 
 def _measure_profiles(
-    pipe: Any, saes: Mapping[str, SparseAutoencoder], removal: Removal, out: Path
+    pipe: Any, saes: Mapping[str, SparseAutoencoder], removal: Removal, config: DemoConfig, out: Path
 ) -> list[ConceptProfile]:
     """Profiles of all concepts of the removal's kind, on validation prompts; those of an earlier run are read back."""
     folder = out / f"{removal.kind}s"
@@ -149,7 +151,7 @@ def _measure_profiles(
         log.info("measuring which features each %s uses", removal.kind)
         texts = validation_prompts(removal.kind, mini.OBJECTS, mini.STYLES, each=1)
         used = {hookpoint: saes[hookpoint] for hookpoint in removal.hookpoints}
-        for hookpoint, measured in profile(pipe, used, texts, _sampling(32)).items():
+        for hookpoint, measured in profile(pipe, used, texts, _sampling(config)).items():
             measured.save_pretrained(folder / hookpoint)
     return _read_profiles(out, removal)
 
@@ -164,13 +166,18 @@ def _requests(config: DemoConfig) -> tuple[list[ImageRequest], list[ImageRequest
 
 
 def _outcome(
-    pipe: Any, forget: Forget, requests: Sequence[ImageRequest], folder: Path, made: UnlearningPlan | None
+    pipe: Any,
+    forget: Forget,
+    requests: Sequence[ImageRequest],
+    config: DemoConfig,
+    folder: Path,
+    made: UnlearningPlan | None,
 ) -> Outcome:
     """Generate, read and return the images within the context that `forget` makes."""
     log.info("generating %d images: %s", len(requests), folder.name)
     with forget():
         settings = {"model": "mini", "plan": made and made.fingerprint()}
-        records = generate(pipe, requests, folder, _sampling(34), settings)
+        records = generate(pipe, requests, folder, _sampling(config), settings)
     readers: Any = {kind: classifier.predict for kind, classifier in mini.classifiers().items()}
     return Outcome(predict(folder, records, readers), list(open_images(folder, records)))
 
@@ -186,7 +193,7 @@ def _write_scores(
 ) -> None:
     kinds: tuple[Kind, Kind] = ("style", "object")
     facts = {
-        "settings": asdict(config) | {"steps": mini.STEPS, "guidance": mini.GUIDANCE},
+        "settings": asdict(config) | {"guidance": mini.GUIDANCE},
         "removals": {removal.concept: removal._asdict() for removal in removals},
         "saes": {hookpoint: sae.fingerprint() for hookpoint, sae in saes.items()},
         "accuracy_before": {kind: accuracy(before.predictions, kind) for kind in kinds},
