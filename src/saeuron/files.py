@@ -27,7 +27,8 @@ def write_folder(folder: Path) -> Iterator[Path]:
     try:
         yield new
         folder.mkdir(exist_ok=True)
-        for path in sorted(new.iterdir()):
+        # json last: who finds it finds the rest
+        for path in sorted(new.iterdir(), key=lambda path: path.suffix == ".json"):
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -58,7 +58,7 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Any:
 def pick_device(name: str) -> torch.device:
     """The device of that name; "auto" is the first accelerator, or the CPU. Raises ValueError for one not there."""
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):

@@ -90,10 +90,10 @@ class Trainer:
         with torch.no_grad():
             self.silent += len(x)
             self.silent[loss.code.latent] = 0
-            smallest = loss.code.values.min().float() if len(loss.code.values) else sae.threshold
-            # starts as a plain mean, so that a short run is not dragged down by the zero that it starts from
-            decay = min(config.threshold_decay, self.step_count / (self.step_count + 1))
-            sae.threshold.lerp_(smallest, 1 - decay)
+            if sae.config.batch_topk and len(loss.code.values):
+                # starts as a plain mean, so that a short run is not dragged down by the zero that it starts from
+                decay = min(config.threshold_decay, self.step_count / (self.step_count + 1))
+                sae.threshold.lerp_(loss.code.values.min().float(), 1 - decay)
             l0 = loss.total.new_tensor(len(loss.code.values) / len(x))
         self.step_count += 1
         return torch.stack([loss.total, loss.fvu, loss.auxk, l0, dead.to(l0.dtype).mean()]).detach()

@@ -235,7 +235,7 @@ def erase(
     change = torch.where(z > threshold, z * (gain - 1), 0)
     if not change.any():
         return base
-    return base + (change @ sae.W_dec[features]).to(tokens.dtype)
+    return base + (change.to(sae.W_dec.dtype) @ sae.W_dec[features]).to(tokens.dtype)
 
 
 @contextmanager
