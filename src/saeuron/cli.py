@@ -33,9 +33,9 @@ from saeuron.options import (
     StyleClassifier,
     StylesFile,
     load_model,
-    only_child,
     print_scores,
     print_table,
+    profile_folders,
     said,
     sampling_of,
 )
@@ -307,8 +307,9 @@ def sweep(
 @app.command()
 def plan(
     concepts: Annotated[list[str], Argument(help="Concepts to remove.")],
-    profile: Annotated[str, Option(help="Folder of the profile.")],
+    profile: Annotated[str, Option(help="Folder of the profile, or of one for each hookpoint: all are used.")],
     out: Out,
+    hookpoint: Hookpoints = None,
     features: Annotated[int, Option(help="Features for each concept and step (tau).")] = 1,
     multiplier: Annotated[float, Option(help="What their activations are multiplied by, times mu (gamma).")] = -1.0,
     percentile: Annotated[float | None, Option(help="Select features above this percentile of the scores.")] = None,
@@ -320,7 +321,7 @@ def plan(
     from saeuron.unlearn import UnlearningPlan
     from saeuron.unlearn import plan as run
 
-    measured = ConceptProfile.from_pretrained(only_child(profile, "profile.json"))
+    measured = [ConceptProfile.from_pretrained(folder) for folder in profile_folders(profile, hookpoint)]
     made = run(measured, concepts, features, multiplier, percentile=percentile, error=error.value)
     for other in join or []:
         made = made + UnlearningPlan.from_pretrained(other)

@@ -71,10 +71,12 @@ def sampling_of(model: str, steps: int | None, guidance: float | None, batch: in
     return Sampling(usual[0] if steps is None else steps, usual[1] if guidance is None else guidance, batch)
 
 
-def only_child(folder: str, name: str) -> str:
-    """The folder itself, or the one folder in it that has the file."""
-    found = [path.parent for path in Path(folder).glob(f"*/{name}")]
-    return str(found[0]) if len(found) == 1 and not (Path(folder) / name).exists() else folder
+def profile_folders(folder: str, hookpoints: list[str] | None) -> list[str]:
+    """The folder itself if it is a profile, or those in it of all hookpoints, or of the given ones."""
+    if hookpoints:
+        return [str(Path(folder) / hookpoint) for hookpoint in hookpoints]
+    found = sorted(str(path.parent) for path in Path(folder).glob("*/profile.json"))
+    return [folder] if (Path(folder) / "profile.json").exists() or not found else found
 
 
 def said(quiet: bool) -> AbstractContextManager[None]:
