@@ -148,7 +148,7 @@ def validation_requests(
 ) -> list[ImageRequest]:
     """A few images that tell how well a concept is removed and the others are kept; no evaluation prompt among them.
 
-    The concept with every concept of the other kind, and every other concept of its kind with two of them.
+    The concept with every concept of the other kind, and every other concept of its kind with two or three.
     """
     styles = [None, *words.styles]
 

@@ -263,10 +263,8 @@ class SparseAutoencoder(nn.Module):
         sae = cls(config, dtype=weights["W_dec"].dtype)
         sae.load_state_dict(weights, strict=False)
         sae.threshold.fill_(threshold)
-        sae.fingerprint()
-        fingerprint = sae._fingerprint
+        sae.fingerprint()  # of the weights as they are in the file, kept when they are cast
         sae.to(device, dtype)
-        sae._fingerprint = fingerprint
         return sae.eval().requires_grad_(False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SparseAutoencoder:
@@ -307,9 +305,6 @@ def geometric_median(
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-_SHAPES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
 def _sae_folder(folder: Path, hookpoint: str | None) -> Path:
@@ -356,9 +351,12 @@ def _read_config(path: Path) -> tuple[SaeConfig, float]:
 
 def _read_weights(path: Path, config: SaeConfig) -> dict[str, Tensor]:
     """The four tensors, after their names and shapes were checked in the header."""
-    shapes = dict(zip(_SHAPES, ((config.latents, config.d_in), (config.latents,)) * 2, strict=True))
-    shapes["b_dec"] = (config.d_in,)
-    shapes["W_dec"] = (config.latents, config.d_in)
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.weight": (config.latents, config.d_in),
+        "encoder.bias": (config.latents,),
+        "W_dec": (config.latents, config.d_in),
+        "b_dec": (config.d_in,),
+    }
     if not path.is_file():
         raise ValueError(f"no file '{path}'")
     try:

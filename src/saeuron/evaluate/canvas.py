@@ -29,8 +29,6 @@ Classifier = Callable[[Sequence[Image.Image]], list[str]]
 Forget = Callable[[], AbstractContextManager[Any]]
 """Makes a context in which the pipeline forgets something."""
 
-UNLEARN_CANVAS_SEEDS = (188, 288, 588, 688, 888)
-
 
 @dataclass(frozen=True)
 class Prediction:
