@@ -29,20 +29,20 @@ bench: $(DEV)
 # MiniCanvas from nothing, with its SAEs, profiles and settings: about four hours on 2 cores, resumable
 W := src/saeuron/mini/weights
 B := build/mini
-STYLE_BLOCKS := --hookpoint unet.down_blocks.1.attentions.0 --hookpoint unet.down_blocks.1.attentions.1 \
-	--hookpoint unet.up_blocks.1.attentions.2
-OBJECT_BLOCKS := --hookpoint unet.down_blocks.2.attentions.0 --hookpoint unet.mid_block.attentions.0
+BLOCKS := down_blocks.1.attentions.0 down_blocks.1.attentions.1
+BOTH := $(BLOCKS:%=--hookpoint unet.%.transformer_blocks.0.attn2)
+STYLES := $(BOTH) $(patsubst %,--hookpoint unet.up_blocks.1.attentions.%.transformer_blocks.0.attn2,0 1 2)
+OBJECTS := $(BOTH) --hookpoint unet.down_blocks.2.attentions.0.transformer_blocks.0.attn2
 mini: $(DEV)
 	$(BIN)/python -m saeuron.mini.build --work $(B)
-	$(BIN)/saeuron train --out $(B)/sae $(STYLE_BLOCKS) $(OBJECT_BLOCKS) --count 442 --expansion 8 --k 8 --lr 1e-3 \
-		--vectors 1024 --epochs 4 --buffer 131072 --batch 34 --steps 20 --half
-	$(BIN)/saeuron profile --sae $(B)/sae $(STYLE_BLOCKS) --kind style --each 1 --batch 34 --half --out $(B)/profiles/styles
-	$(BIN)/saeuron profile --sae $(B)/sae $(OBJECT_BLOCKS) --kind object --each 1 --batch 26 --half --out $(B)/profiles/objects
-	$(BIN)/saeuron sweep --kind style --shared --together $(STYLE_BLOCKS) --sae $(B)/sae --profiles $(B)/profiles \
-		--features 2 --features 3 --features 4 --multiplier -0.4 --multiplier -0.7 --multiplier -1 --batch 50 --out $(B)/sweep
-	$(BIN)/saeuron sweep --kind object --together $(OBJECT_BLOCKS) --sae $(B)/sae --profiles $(B)/profiles \
-		--features 1 --features 2 --features 4 --multiplier -0.5 --multiplier -1 --multiplier -2 --batch 45 \
-		--out $(B)/sweep
+	$(BIN)/saeuron train --out $(B)/sae $(STYLES) --hookpoint $(lastword $(OBJECTS)) --count 442 --expansion 2 --k 8 \
+		--lr 1e-3 --vectors 1024 --epochs 3 --buffer 65536 --batch 34 --half
+	$(BIN)/saeuron profile --sae $(B)/sae $(STYLES) --kind style --each 1 --batch 34 --half --out $(B)/profiles/styles
+	$(BIN)/saeuron profile --sae $(B)/sae $(OBJECTS) --kind object --each 1 --batch 34 --half --out $(B)/profiles/objects
+	$(BIN)/saeuron sweep --kind style --shared --together $(STYLES) --sae $(B)/sae --profiles $(B)/profiles \
+		--features 16 --multiplier -0.3 --multiplier -0.5 --batch 50 --out $(B)/sweep
+	$(BIN)/saeuron sweep --kind object --together $(OBJECTS) --sae $(B)/sae --profiles $(B)/profiles \
+		--features 8 --features 16 --multiplier -0.3 --multiplier -0.5 --batch 45 --out $(B)/sweep
 	rm -rf $(W)/sae $(W)/profiles
 	mkdir -p $(W)/sae
 	cp -r $(B)/sae/unet.* $(W)/sae/

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler
@@ -89,13 +91,10 @@ def test_the_stream_yields_every_hookpoints_vectors(tiny_pipe):
 def test_the_stream_continues_where_it_was(tiny_pipe, stop):
     whole = list(stream_of(tiny_pipe))
     first = stream_of(tiny_pipe)
-    for _, _ in zip(range(stop), first, strict=False):
-        pass
-    # zip has taken one more batch than it gave
+    assert len(list(itertools.islice(first, stop))) == stop
     second = stream_of(tiny_pipe)
     second.load_state_dict(first.state_dict())
-    rest = list(second)
-    for (h1, x1), (h2, x2) in zip(whole[len(whole) - len(rest) :], rest, strict=True):
+    for (h1, x1), (h2, x2) in zip(whole[stop:], second, strict=True):
         assert h1 == h2
         assert torch.equal(x1, x2)
 
@@ -111,3 +110,18 @@ def test_impossible_buffers():
         ShuffleBuffer(4, 5)
     with pytest.raises(ValueError, match="uses is 0"):
         ShuffleBuffer(4, 2, uses=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_impossible_seeds(tiny_pipe, seed):
+    with pytest.raises(ValueError, match=f"seed is {seed}; expected a whole number from 0"):
+        SAMPLING.call(tiny_pipe, ["a"], [seed], "latent")
+
+
+def test_hookpoints_that_give_no_image_tokens_are_refused(tiny_pipe):
+    with pytest.raises(ValueError, match=r"gives shape \(2, 64\); expected a hookpoint that gives image tokens"):
+        hookpoint_shapes(tiny_pipe, ["unet.time_embedding"], SAMPLING)
+    tiny_pipe.unet.spare = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"nothing passes the hookpoint 'unet\.spare'"):
+        hookpoint_shapes(tiny_pipe, ["unet.spare"], SAMPLING)
+    del tiny_pipe.unet.spare

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
 
-from saeuron import ConceptProfile, SaeConfig, SparseAutoencoder, UnlearningPlan, cli, mini
+from saeuron import ConceptProfile, SaeConfig, SparseAutoencoder, Trainer, UnlearningPlan, cli, mini, train
 from saeuron.images import read_images
 from tests.cli_docs import PATH, cli_docs
 
@@ -91,7 +92,7 @@ def test_joined_plans_and_released_error(run, trained, tmp_path):
     common = ["--profile", trained / "styles"]
     assert run("plan", "Rust", *common, "--out", tmp_path / "a")[0] == 0
     code, out, _ = run("plan", "Winter", *common, "--join", tmp_path / "a", "--out", tmp_path / "b")
-    assert (code, out) == (0, f"plan without Winter, Rust in {tmp_path / 'b'}\n")
+    assert (code, out.splitlines()[-1]) == (0, f"plan without Winter, Rust in {tmp_path / 'b'}")
     assert run("plan", "Rust", *common, "--error", "released", "--out", tmp_path / "c")[0] == 0
     assert UnlearningPlan.from_pretrained(tmp_path / "c").error == "released"
 
@@ -102,6 +103,30 @@ def test_training_is_continued_and_not_mixed(run, trained):
     code, _, err = run(*arguments, "--k", 9)
     assert code == 2
     assert "holds results with k 8, not 9" in err
+    code, out, _ = run(*arguments, "--k", 8)
+    assert (code, out) == (0, f"1 SAE(s) in {trained / 'sae'} already; --no-resume trains them anew\n")
+
+
+def test_a_killed_training_continues(run, trained, tmp_path, monkeypatch):
+    arguments = ["train", "--out", tmp_path / "sae", "--count", 6, "--expansion", 4, "--k", 8, "--vectors", 64,
+                 "--epochs", 2, "--buffer", 512, "--hookpoint", "unet.up_blocks.1.attentions.2", *FAST]  # fmt: skip
+    step = Trainer.step
+
+    def killed(self, x):
+        if self.step_count == 13:
+            raise KeyboardInterrupt
+        return step(self, x)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", killed)
+        patched.setattr("saeuron.train.train", partial(train, checkpoint_every=5))
+        run(*arguments)
+    assert (tmp_path / "sae" / "checkpoint.safetensors").exists()
+    assert run(*arguments)[0] == 0
+    one, two = (SparseAutoencoder.from_pretrained(folder / "sae") for folder in (trained, tmp_path))
+    assert one.fingerprint() == two.fingerprint()
+    assert run(*arguments, "--no-resume", "--lr", "1e-3")[0] == 0
+    assert SparseAutoencoder.from_pretrained(tmp_path / "sae").fingerprint() != one.fingerprint()
 
 
 def test_evaluate_canvas_on_one_concept(run, tmp_path):
@@ -141,19 +166,33 @@ def foreign_plan(tmp_path, trained):
         (["train", "--out", "OUT", "--anchor-prompts", "EMPTY"], "no anchor prompts in"),
         (["train", "--out", "FULL", "--count", "4", "--vectors", "64"], "holds other files; expected an empty folder"),
         (["train", "--out", "OUT", "--styles", "nope.txt"], "no file 'nope.txt'; expected a text file"),
+        (["train", "--out", "OUT", "--vectors", "1", "--count", "1"], "batch is 1; expected at least 2"),
+        (["train", "--out", "OUT", "--prompts", "PROMPTS", "--count", "-1"], "count is -1; expected a number"),
+        (["train", "--out", "OUT", "--hookpoint", "unet.time_embedding"], "gives shape (2, 192); expected a hookpoint"),
+        (["train", "--out", "OUT", "--expansion", str(10**9), "--count", "1"], "not enough memory"),
+        (["train", "--out", "OUT", "--lr", "1e30", "--count", "2", "--vectors", "64", *FAST], "the training diverged"),
         (["profile", "--sae", "EMPTY", "--out", "OUT"], "no SAE in"),
+        (["profile", "--sae", "WIDE", "--out", "OUT"], "takes vectors of 32; this model's are of 96"),
+        (["profile", "--sae", "SAE", "--each", "0", "--out", "OUT"], "each is 0; expected a whole number from 1 on"),
+        (["profile", "--sae", "SAE", "--out", "FULL"], "holds other files"),
+        (["plan", "Rust", "--profile", "STYLES", "--out", "FULL"], "holds other files"),
+        (["plan", "Rust", "--profile", "STYLES", "--features", "2", "--percentile", "99", "--out", "OUT"], "two ways"),
         (["profile", "--sae", "SAE", "--prompts", "EMPTY", "--out", "OUT"], "no prompts in"),
         (["plan", "Rusty", "--profile", "STYLES", "--out", "OUT"], "unknown concept 'Rusty'; did you mean 'Rust'?"),
         (["plan", "Rust", "--profile", "EMPTY", "--out", "OUT"], "no file"),
         (["plan", "Rust", "--profile", "STYLES", "--multiplier", "nan", "--out", "OUT"], "multiplier is nan; expected"),
         (["plan", "Rust", "--profile", "STYLES", "--features", "0", "--out", "OUT"], "features is 0; expected"),
         (["plan", "Rust", "--profile", "STYLES", "--features", "-3", "--out", "OUT"], "features is -3; expected"),
-        (["generate", "a", "--plan", "EMPTY", "--out", "OUT"], "needs --sae"),
+        (["generate", "a", "--plan", "EMPTY", "--out", "OUT"], "--plan and --sae, the folder of the SAEs"),
+        (["generate", "a", "--sae", "SAE", "--out", "OUT"], "go together; expected both"),
+        (["generate", "a", "--seed", str(2**64), "--out", "OUT"], "seed is 18446744073709551616; expected a"),
+        (["generate", "a", "--device", "meta", "--out", "OUT"], "unknown device 'meta'"),
         (["generate", "a", "--plan", "EMPTY", "--sae", "SAE", "--out", "OUT"], "no file"),
         (["generate", "a", "--out", "FULL"], "holds other files"),
         (["generate", "missing.txt", "--out", "OUT"], "no file 'missing.txt'"),
         (["generate", "a", "--guidance", "nan", "--out", "OUT"], "guidance is nan; expected a number from 0 on"),
-        (["evaluate", "canvas", "--concept", "Rusty", "--out", "OUT"], "unknown style 'Rusty'; did you mean 'Rust'?"),
+        (["evaluate", "canvas", "--concept", "Rusty", "--out", "OUT"], "unknown style or object 'Rusty'; did you mean"),
+        (["evaluate", "canvas", "--style-classifier", "CLASSIFIER", "--out", "OUT"], "damaged or no classifier"),
         (["evaluate", "canvas", "--settings", "EMPTY", "--out", "OUT"], "no file"),
         (["sweep", "--features", "0", "--concept", "Cats", "--out", "OUT"], "features is 0; expected"),
         (["evaluate", "canvas", "--model", "some/model", "--out", "OUT"], "--sae and --profiles"),
@@ -165,15 +204,19 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, trained, tmp_path, ar
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     places = {
         "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty", "FULL": tmp_path / "full", "SAE": trained / "sae",
-        "STYLES": trained / "styles",
+        "STYLES": trained / "styles", "PROMPTS": tmp_path / "prompts.txt", "WIDE": tmp_path / "wide",
+        "CLASSIFIER": tmp_path / "prompts.txt",
     }  # fmt: skip
+    places["PROMPTS"].write_text("a\nb\n")
+    SparseAutoencoder(SaeConfig(32, 2, k=2)).save_pretrained(tmp_path / "wide", "unet.up_blocks.1.attentions.2")
     code, out, err = run(*[places.get(a, a) for a in arguments])
     assert code == 2, (out, err)
     lines = [line for line in err.splitlines() if line.startswith("saeuron: ")]
     assert len(lines) == 1, err
     assert sentence in lines[0]
     assert "Traceback" not in err
-    assert not (tmp_path / "out").exists()
+    left = tmp_path / "out"
+    assert not left.exists() or {path.name for path in left.iterdir()} <= {"run.json", "stats.jsonl"}
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
 
 

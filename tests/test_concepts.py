@@ -94,7 +94,7 @@ def test_means_are_those_of_the_dense_codes(tiny_pipe, tiny_sae, selection):
     assert found.timesteps.tolist() == tiny_pipe.scheduler.timesteps.tolist()
     assert (found.sae, found.selection) == (tiny_sae.fingerprint(), selection)
     for row, texts in enumerate(prompts.values()):
-        seeds = [seed_of(f"{i} {text}", 188) for i, text in enumerate(texts)]
+        seeds = [seed_of(text, 188) for text in texts]
         every = Sampling(steps=3, guidance=4.0, batch=3)
         tokens = next(activations(tiny_pipe, texts, [HOOKPOINT], every, seeds))[HOOKPOINT].tokens
         for step in range(3):
@@ -135,3 +135,59 @@ def test_spoilt_files_are_named(tmp_path, spoil):
     spoil(tmp_path)
     with pytest.raises(ValueError, match=r"profile\.(json|safetensors)"):
         ConceptProfile.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The prompts that the pipeline is called with; a call with "stop" is interrupted."""
+    texts, call = [], Sampling.call
+
+    def noted(self, pipe, prompts, *args, **kwargs):
+        if "stop" in prompts:
+            raise KeyboardInterrupt
+        texts.extend(prompts)
+        return call(self, pipe, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(Sampling, "call", noted)
+    return texts
+
+
+def test_a_prompt_of_two_concepts_is_generated_once_and_counts_for_both(tiny_pipe, tiny_sae, asked):
+    sampling = Sampling(steps=2, guidance=4.0, batch=3)
+    prompts = {"one": ["a cat", "a dog"], "two": ["a dog", "a fish"], "three": ["a fish"]}
+    found = profile(tiny_pipe, {HOOKPOINT: tiny_sae}, prompts, sampling)[HOOKPOINT]
+    assert sorted(asked) == ["a cat", "a dog", "a fish"]
+    for concept, texts in prompts.items():
+        alone = profile(tiny_pipe, {HOOKPOINT: tiny_sae}, {concept: texts}, sampling)[HOOKPOINT]
+        torch.testing.assert_close(found.means[found.index(concept)], alone.means[0], rtol=1e-4, atol=1e-5)
+    kept = found.of(["three", "one"])
+    assert (kept.concepts, kept.counts.tolist()) == (("three", "one"), [1, 2])
+    assert torch.equal(kept.means[1], found.means[0])
+
+
+def test_a_killed_profile_continues(tiny_pipe, tiny_sae, tmp_path, monkeypatch, asked):
+    monkeypatch.setattr("saeuron.concepts.CHECKPOINT_SECONDS", 0)
+    path = tmp_path / "checkpoint.safetensors"
+
+    def measure(last, checkpoint):
+        prompts = {"one": ["a", "b"], "two": ["c", last]}
+        sampling = Sampling(steps=2, guidance=4.0, batch=1)
+        return profile(tiny_pipe, {HOOKPOINT: tiny_sae}, prompts, sampling, checkpoint=checkpoint)[HOOKPOINT]
+
+    whole = measure("d", None)
+    with pytest.raises(KeyboardInterrupt):
+        measure("stop", path)
+    again = measure("d", path)
+    assert asked == 2 * ["a", "b", "c", "d"]
+    assert torch.equal(again.means, whole.means)
+
+
+def test_a_folder_of_several_profiles_wants_a_hookpoint(tiny_pipe, tiny_sae, tmp_path):
+    found = profile(tiny_pipe, {HOOKPOINT: tiny_sae}, {"a": ["b"]}, Sampling(steps=1, batch=1))[HOOKPOINT]
+    found.save_pretrained(tmp_path / HOOKPOINT)
+    assert ConceptProfile.from_pretrained(tmp_path).hookpoint == HOOKPOINT
+    found.save_pretrained(tmp_path / "other")
+    assert ConceptProfile.from_pretrained(tmp_path, HOOKPOINT).hookpoint == HOOKPOINT
+    for asked in (None, "nowhere"):
+        with pytest.raises(ValueError, match=f"name one of the hookpoints: other, {HOOKPOINT}"):
+            ConceptProfile.from_pretrained(tmp_path, asked)

@@ -34,12 +34,12 @@ def test_the_quick_demo_forgets_what_it_was_told_and_keeps_the_rest(tmp_path):
 
 
 def test_the_full_demo_leaves_sae_profile_and_plans(tmp_path):
-    config = DemoConfig("Winter", "Flame", training_prompts=26, num_latents=192, epochs=2, steps=3)
+    config = DemoConfig("Winter", "Flame", training_prompts=26, expansion_factor=4, epochs=2, steps=3)
     scores = demo(tmp_path, config)
     assert set(scores) == {"Winter", "Flame"}
     for folder in (tmp_path / "sae").glob("unet.*"):
         sae = SparseAutoencoder.from_pretrained(folder)
-        assert sae.config.latents == 192
+        assert sae.config.latents == 4 * sae.config.d_in
         assert sae.threshold > 0
     profile = next((tmp_path / "profiles" / "styles").iterdir())
     assert "Winter" in ConceptProfile.from_pretrained(profile).concepts

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from saeuron.files import claim_folder, load_state, resolve_folder, save_state, write_file, write_folder
+from saeuron.files import (
+    claim_folder,
+    load_state,
+    resolve_folder,
+    save_state,
+    write_file,
+    write_folder,
+    write_tensors,
+)
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
@@ -50,13 +60,27 @@ def test_state_round_trip(tmp_path):
 
 
 def test_claimed_folders(tmp_path):
-    claim_folder(tmp_path / "new", {"a": 1})
-    claim_folder(tmp_path / "new", {"a": 1})
-    with pytest.raises(ValueError, match="with a 1, not 2"):
-        claim_folder(tmp_path / "new", {"a": 2})
+    folder = tmp_path / "new"
+    claim_folder(folder, "train", {"a": 1})
+    claim_folder(folder, "train", {"a": 2})  # there is nothing in it yet
+    assert json.loads((folder / "run.json").read_text())["a"] == 2
+    (folder / "result").write_text("")
+    claim_folder(folder, "train", {"a": 2})
+    with pytest.raises(ValueError, match="with a 2, not 3; expected the same again, or another folder"):
+        claim_folder(folder, "train", {"a": 3})
+    with pytest.raises(ValueError, match="with stage 'train', not 'plan'"):
+        claim_folder(folder, "plan", {"a": 3}, renew=True)
+    claim_folder(folder, "train", {"a": 3}, renew=True)
+    assert json.loads((folder / "run.json").read_text())["a"] == 3
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file"):
-        claim_folder(tmp_path / "file", {})
+    for taken, sentence in (("file", "is a file"), (".", "holds other files")):
+        with pytest.raises(ValueError, match=sentence):
+            claim_folder(tmp_path / taken, "train", {})
+
+
+def test_no_room_for_tensors_is_an_oserror(tmp_path):
+    with pytest.raises(OSError, match="cannot write"):
+        write_tensors(tmp_path / "nowhere" / "x", {"a": torch.zeros(1)})
 
 
 def test_what_is_neither_folder_nor_hub_id(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ def test_images_land_with_a_manifest_and_are_read_back(tiny_pipe, tmp_path):
     ]
     assert read_images(tmp_path) == records
     assert all(image.size == (32, 32) for image in open_images(tmp_path, records))
-    assert json.loads((tmp_path / "settings.json").read_text()) == {"steps": 2, "guidance": 4.0, "model": "tiny"}
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run.pop("command")
+    assert run == {"stage": "images", "steps": 2, "guidance": 4.0, "model": "tiny", "version": version("saeuron")}
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".jsonl"] + [".png"] * 5
 
 

@@ -21,8 +21,9 @@ LAYERS = [
     ["train", "concepts", "unlearn"],
     ["evaluate", "mini"],
     ["models"],
-    ["scan", "canvas_run", "demo"],
-    ["options"],
+    ["scan", "canvas_run"],
+    ["demo"],
+    ["commands"],
     ["cli"],
 ]
 """Imports go downward only; what is in one layer does not know the rest of it, but for these."""

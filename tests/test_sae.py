@@ -267,6 +267,10 @@ def test_unknown_folders_and_hookpoints(saved, tmp_path):
         SparseAutoencoder.from_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match=r"no SAE for hookpoint 'unet\.c'"):
         SparseAutoencoder.from_pretrained(tmp_path / "two", "unet.c")
+    sae_of(dtype=torch.float32).save_pretrained(tmp_path / "unet.up_blocks.1")
+    assert SparseAutoencoder.from_pretrained(tmp_path / "unet.up_blocks.1", "unet.up_blocks.1")
+    with pytest.raises(ValueError, match=r"no SAE for hookpoint 'unet\.c' .* it has: one for unet\.up_blocks\.1"):
+        SparseAutoencoder.from_pretrained(tmp_path / "unet.up_blocks.1", "unet.c")
 
 
 @pytest.mark.parametrize("changes", [{"d_in": 0}, {"k": 0}, {"num_latents": -1}, {"k": 100}])

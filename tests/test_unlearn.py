@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from saeuron import SaeConfig, SparseAutoencoder, UnlearningPlan, erase, plan, unlearned
-from saeuron.hooks import edited
+from saeuron import SaeConfig, Sampling, SparseAutoencoder, UnlearningPlan, erase, plan, profile, unlearned
+from saeuron.hooks import edited, recorded
 from tests.conftest import HOOKPOINT
 from tests.test_concepts import profile_of
 from tests.test_hooks import hooks_of, run
@@ -82,6 +83,23 @@ def test_the_released_error_term_without_features_is_x_minus_2_e():
     e = x - sae.decode(sae.encode(x))
     none = torch.empty(0, dtype=torch.long)
     torch.testing.assert_close(erase(x, sae, none, table(), table(), error="released"), x - 2 * e)
+
+
+def test_a_released_plan_that_selects_nothing_changes_the_block_all_the_same(tiny_pipe, tiny_sae):
+    found = profile(tiny_pipe, {HOOKPOINT: tiny_sae}, {"a": ["b"], "c": ["d"]}, Sampling(2, 4.0, 1))
+    made = plan(found[HOOKPOINT], ["a"], percentile=100, error="released")
+    assert [block.features.shape for block in made.blocks] == [(2, 0)]
+    assert plan(found[HOOKPOINT], ["a"], percentile=100).blocks == ()
+    sampling = Sampling(1, 4.0, 1)
+    seen = {}
+    for name, context in (("before", nullcontext()), ("after", unlearned(tiny_pipe, tiny_sae, made))):
+        with context, recorded(tiny_pipe, HOOKPOINT) as records, torch.no_grad():
+            sampling.call(tiny_pipe, ["a b"], [0], "latent")
+        seen[name] = records[HOOKPOINT][0].tokens
+    x = seen["before"]
+    selection = made.blocks[0].selection
+    e = x - tiny_sae.decode(tiny_sae.encode(x.flatten(0, 1), selection)).view(x.shape)
+    torch.testing.assert_close(seen["after"], x - 2 * e, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("selection", ["topk", "threshold"])

@@ -36,7 +36,13 @@ class Sampling:
             raise ValueError(f"guidance is {self.guidance}; expected a number from 0 on")
 
     def call(self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], output_type: str) -> Any:
-        """`pipe(...)` on a batch: an image depends on its own prompt and seed, never on its neighbours."""
+        """`pipe(...)` on a batch: an image depends on its own prompt and seed, never on its neighbours.
+
+        Raises ValueError for a seed that is negative or does not fit 64 bits.
+        """
+        for seed in seeds:
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"seed is {seed}; expected a whole number from 0 to 2**64 - 1")
         return pipe(
             list(prompts),
             num_inference_steps=self.steps,
@@ -94,9 +100,10 @@ class HookpointShape(NamedTuple):
 
 
 def hookpoint_shapes(pipe: Any, hookpoints: Sequence[str], sampling: Sampling) -> dict[str, HookpointShape]:
-    """Shapes at the hookpoints, found by generating one image; those that the forward pass does not reach are left out.
+    """Shapes at the hookpoints, found by generating one image.
 
-    Raises ValueError for a hookpoint that the pipeline does not have.
+    Raises ValueError for a hookpoint that the pipeline does not have, that its forward pass does not reach, or that
+    gives something else than image tokens.
     """
     found: dict[str, list[tuple[int, ...]]] = {hookpoint: [] for hookpoint in hookpoints}
     with ExitStack() as stack, torch.no_grad():
@@ -109,10 +116,11 @@ def hookpoint_shapes(pipe: Any, hookpoints: Sequence[str], sampling: Sampling) -
         sampling.call(pipe, [""], [0], output_type="latent")
     shapes = {}
     for hookpoint, calls in found.items():
-        if calls:
-            _, *rest = calls[0]
-            d_in, place = (rest[0], tuple(rest[1:])) if len(rest) == 3 else (rest[1], (rest[0],))
-            shapes[hookpoint] = HookpointShape(d_in, place, len(calls))
+        if not calls:
+            raise ValueError(f"nothing passes the hookpoint {hookpoint!r} while {type(pipe).__name__} generates")
+        _, *rest = calls[0]
+        d_in, place = (rest[0], tuple(rest[1:])) if len(rest) == 3 else (rest[1], (rest[0],))
+        shapes[hookpoint] = HookpointShape(d_in, place, len(calls))
     return shapes
 
 
@@ -145,6 +153,7 @@ class ShuffleBuffer:
         """Put vectors in and yield the batches that have to be drawn to make room for them."""
         if self.vectors is None:
             self.vectors = vectors.new_zeros(self.capacity, vectors.shape[1])
+        self.vectors = self.vectors.to(vectors.device)  # a checkpoint is read on the CPU
         while len(vectors):
             free = (self.left == 0).nonzero().squeeze(1)[: len(vectors)]
             self.vectors[free.to(vectors.device)] = vectors[: len(free)]

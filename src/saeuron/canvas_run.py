@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from saeuron.activations import Sampling
 from saeuron.concepts import ConceptProfile
-from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid, read_predictions, score
+from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid, predict_removals, score
 from saeuron.files import read_json, resolve_folder, write_file
 from saeuron.images import ImageRequest
 from saeuron.models import Vocabulary, bundle, load_saes
-from saeuron.prompts import ANCHORS, anchor_prompts, styled, unknown
+from saeuron.progress import progress, silenced
+from saeuron.prompts import ANCHORS, trial_prompt, unknown
 from saeuron.sae import SparseAutoencoder
 from saeuron.unlearn import ErrorTerm, UnlearningPlan, plan, unlearned
 
@@ -36,6 +37,8 @@ class Setting(NamedTuple):
 class CanvasRun:
     """SAEs, profiles and settings: all that it takes to remove any of the concepts."""
 
+    model: str
+    """What the pipeline was loaded by."""
     saes: Mapping[str, SparseAutoencoder]
     profiles: Mapping[Kind, Mapping[str, ConceptProfile]]
     """By kind and hookpoint."""
@@ -66,7 +69,7 @@ class CanvasRun:
             }
             for kind in kinds
         }
-        return cls(load_saes(saes), measured, chosen)
+        return cls(model, load_saes(saes), measured, chosen)
 
     @staticmethod
     def known(kind: str, known: Sequence[str], only: Sequence[str] | None) -> list[str]:
@@ -107,7 +110,7 @@ class CanvasRun:
         plans = {concept: self.plan(kind, concept, error=error) for concept in concepts}
         requests = grid(words.objects, [None, *words.styles], seeds)
         removals = {concept: self.forget(pipe, made) for concept, made in plans.items()}
-        facts = {concept: {"plan": made.fingerprint()} for concept, made in plans.items()}
+        facts = {concept: {"model": self.model, "plan": made.fingerprint()} for concept, made in plans.items()}
         return evaluate(pipe, removals, kind, requests, classifiers, out, sampling, facts)
 
     def sweep(
@@ -122,24 +125,23 @@ class CanvasRun:
         sampling: Sampling,
         anchors: Path = ANCHORS,
     ) -> dict[str, dict[Setting, CanvasScores]]:
-        """Scores of every candidate setting for every concept, on validation prompts; also in `out/sweep.json`."""
-        table: dict[str, dict[Setting, CanvasScores]] = {}
-        for concept in concepts:
+        """Scores of every candidate setting for every concept, on validation prompts.
+
+        `out` gets the images, and `sweep.json` with a row for each candidate that was tried there, now or before.
+        """
+        plans = {
+            (concept, setting): self.plan(kind, concept, setting) for concept in concepts for setting in candidates
+        }
+        table: dict[str, dict[Setting, CanvasScores]] = {concept: {} for concept in concepts}
+        for (concept, setting), made in progress(plans.items(), desc="sweep", unit="setting"):
             requests = validation_requests(kind, concept, words, anchors)
-            table[concept] = {}
-            for setting in candidates:
-                made = self.plan(kind, concept, setting)
-                folder = out / concept / f"{'+'.join(setting.hookpoints)}_{setting.features}_{setting.multiplier:g}"
-                facts = {concept: {"plan": made.fingerprint()}}
-                forget = {concept: self.forget(pipe, made)}
-                evaluate(pipe, forget, kind, requests, classifiers, folder, sampling, facts)
-                read = read_predictions(folder / concept / "predictions.csv")
-                table[concept][setting] = score(read, kind, [concept], share=1 / len(words.of(kind)))
-                rows = [
-                    {"concept": c, **s._asdict(), **r._asdict()} for c, tried in table.items() for s, r in tried.items()
-                ]
-                with write_file(out / "sweep.json") as new:
-                    new.write_text(json.dumps({kind: rows}, indent=1) + "\n")
+            facts = {made.fingerprint(): {"model": self.model, "plan": made.fingerprint()}}
+            forget = {made.fingerprint(): self.forget(pipe, made)}
+            with silenced():
+                found = predict_removals(pipe, forget, requests, classifiers, out / concept, sampling, facts)
+            scores = score(found[made.fingerprint()], kind, [concept], share=1 / len(words.of(kind)))
+            table[concept][setting] = scores
+            _add_row(out / "sweep.json", {"kind": kind, "concept": concept, **setting._asdict(), **scores._asdict()})
         return table
 
 
@@ -151,10 +153,7 @@ def validation_requests(
     The concept with every concept of the other kind, and every other concept of its kind with two or three.
     """
     styles = [None, *words.styles]
-
-    def prompt(object: str, style: str | None) -> str:
-        return styled(anchor_prompts(object, folder)[1], style)
-
+    prompt = partial(trial_prompt, folder=folder)
     if kind == "object":
         requests = grid([concept], styles, [seed], prompt)
         for i, object in enumerate(o for o in words.objects if o != concept):
@@ -177,11 +176,21 @@ def best_settings(table: Mapping[str, Mapping[Setting, CanvasScores]], *, shared
     return {concept: max(scores, key=lambda setting: scores[setting].mean) for concept, scores in table.items()}
 
 
+def _add_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to the json list in a file, in place of one of the same kind, concept and setting."""
+    names = ("kind", "concept", *Setting._fields)
+    row = json.loads(json.dumps(row))
+    rows = read_json(path)["rows"] if path.exists() else []
+    rows = [other for other in rows if any(other[name] != row[name] for name in names)]
+    with write_file(path) as new:
+        new.write_text(json.dumps({"rows": [*rows, row]}, indent=1) + "\n")
+
+
 def write_settings(path: Path, settings: Mapping[Kind, Mapping[str, Setting]]) -> None:
-    """Settings by kind and concept, as json; those of the other kind that the file has already stay."""
-    if path.exists():
-        settings = read_settings(path) | dict(settings)
-    table = {kind: {concept: s._asdict() for concept, s in found.items()} for kind, found in settings.items()}
+    """Settings by kind and concept, as json; those of other concepts that the file has already stay."""
+    before = read_settings(path) if path.exists() else {}
+    merged = {kind: {**before.get(kind, {}), **settings.get(kind, {})} for kind in (*before, *settings)}
+    table = {kind: {concept: s._asdict() for concept, s in found.items()} for kind, found in merged.items()}
     with write_file(path) as new:
         new.write_text(json.dumps(table, indent=1) + "\n")
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saeuron.activations import Sampling, activations, seed_of
-from saeuron.files import read_json, resolve_folder, write_folder
+from saeuron.files import (
+    load_state,
+    read_json,
+    read_tensors,
+    resolve_folder,
+    save_state,
+    write_folder,
+    write_tensors,
+)
 from saeuron.progress import progress
 from saeuron.prompts import unknown
 from saeuron.sae import Selection, SparseAutoencoder, as_selection
+
+
+CHECKPOINT_SECONDS = 60
+"""How much work a killed `profile` may lose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +59,11 @@ class ConceptProfile:
         if not (self.means.isfinite().all() and self.timesteps.isfinite().all() and (self.counts > 0).all()):
             raise ValueError("a profile's means and timesteps must be finite and its counts above 0")
 
+    def of(self, concepts: Sequence[str]) -> ConceptProfile:
+        """The same of some of the concepts only, such as those of one kind."""
+        rows = [self.index(concept) for concept in concepts]
+        return replace(self, concepts=tuple(concepts), means=self.means[rows], counts=self.counts[rows])
+
     def index(self, concept: str) -> int:
         """Row of a concept. Raises ValueError, with near matches, for an unknown one."""
         if concept not in self.concepts:
@@ -64,16 +80,21 @@ class ConceptProfile:
         }
         with write_folder(Path(folder)) as new:
             tensors = {"means": self.means.to(dtype), "counts": self.counts, "timesteps": self.timesteps}
-            save_file({name: value.contiguous() for name, value in tensors.items()}, new / "profile.safetensors")
+            write_tensors(new / "profile.safetensors", tensors)
             (new / "profile.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, name: Path | str, *, revision: str | None = None) -> ConceptProfile:
-        """Read a profile from a folder or from the hub. Raises ValueError, naming the file, when it is damaged."""
-        folder = resolve_folder(name, revision=revision)
+    def from_pretrained(
+        cls, name: Path | str, hookpoint: str | None = None, *, revision: str | None = None
+    ) -> ConceptProfile:
+        """Read a profile from a folder or from the hub: `name` itself, or its folder for `hookpoint`.
+
+        Raises ValueError, naming the file, for one that is missing or damaged.
+        """
+        folder = _profile_folder(resolve_folder(name, revision=revision), hookpoint)
         facts, path = read_json(folder / "profile.json"), folder / "profile.safetensors"
+        tensors = read_tensors(path, "concept profile")
         try:
-            tensors = load_file(path)
             return cls(
                 tuple(facts["concepts"]),
                 tensors["means"].float(),
@@ -83,8 +104,21 @@ class ConceptProfile:
                 str(facts["sae"]),
                 as_selection(facts["selection"]),
             )
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged or no concept profile: {error}") from None
+
+
+def _profile_folder(folder: Path, hookpoint: str | None) -> Path:
+    """The folder that holds `profile.json`: this one, the one for `hookpoint`, or the only one there is."""
+    found = sorted(path.parent.name for path in folder.glob("*/profile.json"))
+    if (folder / "profile.json").exists() or not (found or hookpoint):
+        return folder
+    if hookpoint is None and len(found) == 1:
+        return folder / found[0]
+    if hookpoint not in found:
+        asked = "several profiles" if hookpoint is None else f"no profile for hookpoint {hookpoint!r}"
+        raise ValueError(f"{asked} in '{folder}'; name one of the hookpoints: {', '.join(found) or 'none'}")
+    return folder / hookpoint
 
 
 def profile(
@@ -95,51 +129,78 @@ def profile(
     *,
     selection: Selection | None = None,
     seed: int = 188,
+    checkpoint: Path | None = None,
 ) -> dict[str, ConceptProfile]:
-    """Measure a profile at each hookpoint: one pass over the prompts of every concept, means kept online.
+    """Measure a profile at each hookpoint: one pass over the prompts of all concepts, means kept online.
 
-    `selection` is each SAE's own by default.
+    A prompt of several concepts is generated once; its noise depends on the prompt and `seed`. `selection` is each
+    SAE's own by default. With `checkpoint`, the sums are written to that file once a minute, and the same call
+    continues from it.
 
     Raises ValueError for a concept without prompts.
     """
-    sums: dict[str, list[Tensor]] = {hookpoint: [] for hookpoint in saes}
-    timesteps: dict[str, Tensor] = {}
-    for concept, texts in progress(prompts.items(), desc="profile", unit="concept"):
+    for concept, texts in prompts.items():
         if not texts:
             raise ValueError(f"concept {concept!r} has no prompts; expected at least one")
-        seeds = [seed_of(f"{i} {text}", seed) for i, text in enumerate(texts)]
-        totals: dict[str, Tensor | int] = dict.fromkeys(saes, 0)
-        for made in activations(pipe, texts, list(saes), sampling, seeds):
-            for hookpoint, found in made.items():
-                chosen = selection or saes[hookpoint].selection
-                totals[hookpoint] += _sum_over_images(found.tokens, saes[hookpoint], chosen)
-                timesteps[hookpoint] = found.timesteps
-        for hookpoint, total in totals.items():
-            sums[hookpoint].append(torch.as_tensor(total) / len(texts))
+    concepts_of: dict[str, list[int]] = {}
+    for row, texts in enumerate(prompts.values()):
+        for text in texts:
+            concepts_of.setdefault(text, []).append(row)
+    unique = list(concepts_of)
+    chosen = {hookpoint: selection or sae.selection for hookpoint, sae in saes.items()}
+    sums: dict[str, Tensor] = {}
+    timesteps: dict[str, Tensor] = {}
+    done = 0
+    if checkpoint is not None and checkpoint.exists():
+        state = load_state(checkpoint)
+        sums, timesteps, done = state["sums"], state["timesteps"], state["done"]
+    saved = time.monotonic()
+    with progress(total=len(unique), desc="profile", unit="prompt") as bar:
+        bar.update(done)
+        left = unique[done:]
+        seeds = [seed_of(text, seed) for text in left]
+        for made in activations(pipe, left, list(saes), sampling, seeds) if left else ():
+            for hookpoint, (batch, times, tokens) in made.items():
+                sae = saes[hookpoint]
+                timesteps[hookpoint] = times.float().cpu()
+                if hookpoint not in sums:
+                    shape = len(prompts), len(tokens), sae.config.latents
+                    sums[hookpoint] = torch.zeros(shape, dtype=torch.float64)
+                rows = [(image, row) for image, i in enumerate(batch) for row in concepts_of[left[i]]]
+                images, concepts = (torch.tensor(column) for column in zip(*rows, strict=True))
+                for step, found in enumerate(tokens):
+                    means = _means_of_images(found, sae, chosen[hookpoint]).cpu().double()
+                    sums[hookpoint][:, step].index_add_(0, concepts, means[images])
+            bar.update(len(batch))
+            done += len(batch)
+            if checkpoint is not None and time.monotonic() >= saved + CHECKPOINT_SECONDS:
+                save_state(checkpoint, {"sums": sums, "timesteps": timesteps, "done": done})
+                saved = time.monotonic()
+    counts = torch.tensor([len(texts) for texts in prompts.values()])
     return {
         hookpoint: ConceptProfile(
             tuple(prompts),
-            torch.stack(sums[hookpoint]).float().cpu(),
-            torch.tensor([len(texts) for texts in prompts.values()]),
-            timesteps[hookpoint].float().cpu(),
+            (sums[hookpoint] / counts[:, None, None]).float(),
+            counts,
+            timesteps[hookpoint],
             hookpoint,
             sae.fingerprint(),
-            selection or sae.selection,
+            chosen[hookpoint],
         )
         for hookpoint, sae in saes.items()
     }
 
 
 @torch.no_grad()
-def _sum_over_images(
-    tokens: Float[Tensor, "step image token d_in"], sae: SparseAutoencoder, selection: Selection
-) -> Float[Tensor, "step latent"]:
-    """Sum over images, mean over positions, in float64."""
-    sums = torch.zeros(len(tokens), sae.config.latents, dtype=torch.float64, device=sae.device)
-    for step, found in enumerate(tokens):
-        code = sae.encode(found.flatten(0, 1).to(sae.device), selection)
-        sums[step].index_add_(0, code.latent, code.values.double())
-    return sums / tokens.shape[2]
+def _means_of_images(
+    tokens: Float[Tensor, "image token d_in"], sae: SparseAutoencoder, selection: Selection
+) -> Float[Tensor, "image latent"]:
+    """Mean activation of each latent over the positions of each image."""
+    images, positions, _ = tokens.shape
+    code = sae.encode(tokens.flatten(0, 1).to(sae.device), selection)
+    place = code.rows() // positions * sae.config.latents + code.latent
+    sums = torch.zeros(images * sae.config.latents, device=sae.device)
+    return sums.index_add_(0, place, code.values.float()).view(images, -1) / positions
 
 
 def scores(profile: ConceptProfile, concept: str, delta: float = 1e-8) -> Float[Tensor, "step latent"]:

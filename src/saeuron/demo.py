@@ -16,15 +16,17 @@ from PIL import Image
 
 from saeuron import mini
 from saeuron.activations import ActivationStream, Sampling, hookpoint_shapes
+from saeuron.canvas_run import Setting, read_settings
 from saeuron.concepts import ConceptProfile, profile
 from saeuron.evaluate.canvas import CanvasScores, Forget, Kind, Prediction, accuracy, grid, predict, score
 from saeuron.figures import labelled_grid
-from saeuron.files import claim_folder, read_json, write_file
+from saeuron.files import claim_folder, write_file
 from saeuron.images import ImageRequest, generate, open_images
+from saeuron.models import load_saes
 from saeuron.prompts import spoken, training_prompts, unknown, validation_prompts
 from saeuron.report import Report
 from saeuron.sae import SaeConfig, SparseAutoencoder
-from saeuron.train import TrainConfig, Trainer, train
+from saeuron.train import TrainConfig, Trainer, train, trained
 from saeuron.unlearn import UnlearningPlan, plan, unlearned
 
 log = logging.getLogger(__name__)
@@ -39,27 +41,25 @@ class DemoConfig:
     quick: bool = False
     """Use the bundled SAEs and profiles instead of training them."""
     training_prompts: int = 221
-    num_latents: int = 768
+    expansion_factor: int = 2
     k: int = 8
     lr: float = 1e-3
     batch: int = 1024
-    epochs: int = 4
+    epochs: int = 3
     steps: int = mini.STEPS
     """Denoising steps."""
-    other_styles: int = 1
+    other_styles: int = 2
     """Styles beside the removed one and none that are evaluated."""
     seed: int = 188
     """Seed of the evaluated images."""
 
 
 class Removal(NamedTuple):
-    """How one concept is removed: an entry of the bundled settings."""
+    """A concept to be removed, and how."""
 
     kind: Kind
     concept: str
-    hookpoints: list[str]
-    features: int
-    multiplier: float
+    setting: Setting
 
 
 class Outcome(NamedTuple):
@@ -76,16 +76,16 @@ def demo(out: Path | str, config: DemoConfig = DemoConfig()) -> dict[str, Canvas
     """
     out, clock = Path(out), time.perf_counter()
     removals = _removals(config)
-    claim_folder(out, asdict(config))
+    claim_folder(out, "demo", asdict(config))
     pipe = mini.load()
-    hookpoints = list(dict.fromkeys(hookpoint for removal in removals for hookpoint in removal.hookpoints))
+    hookpoints = list(dict.fromkeys(hookpoint for removal in removals for hookpoint in removal.setting.hookpoints))
     if config.quick:
-        saes = {hookpoint: SparseAutoencoder.from_pretrained(mini.SAES, hookpoint) for hookpoint in hookpoints}
+        saes = load_saes(mini.SAES, hookpoints, device=pipe.device)
         profiles = {r.kind: _read_profiles(mini.PROFILES, r) for r in removals}
     else:
         saes = _train(pipe, hookpoints, config, out / "sae")
-        profiles = {r.kind: _measure_profiles(pipe, saes, r, config, out / "profiles") for r in removals}
-    plans = {r.concept: plan(profiles[r.kind], [r.concept], r.features, r.multiplier) for r in removals}
+        profiles = _measure_profiles(pipe, saes, removals, config, out / "profiles")
+    plans = {r.concept: plan(profiles[r.kind], [r.concept], *r.setting[1:]) for r in removals}
     plans[f"{config.style} + {config.object}"] = plans[config.style] + plans[config.object]
 
     requests, shown = _requests(config)
@@ -110,8 +110,8 @@ def _removals(config: DemoConfig) -> list[Removal]:
     for kind, name, known in kinds:
         if name not in known:
             raise ValueError(unknown(kind, name, known))
-    settings = read_json(mini.SETTINGS)
-    return [Removal(kind, name, **settings[kind][name]) for kind, name, _ in kinds]
+    settings = read_settings(mini.SETTINGS)
+    return [Removal(kind, name, settings[kind][name]) for kind, name, _ in kinds]
 
 
 def _sampling(config: DemoConfig) -> Sampling:
@@ -120,8 +120,8 @@ def _sampling(config: DemoConfig) -> Sampling:
 
 def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> dict[str, SparseAutoencoder]:
     """One SAE for each hookpoint, all from one stream of activations; those of an earlier run are read back."""
-    if all((out / hookpoint / "cfg.json").exists() for hookpoint in hookpoints):
-        return {hookpoint: SparseAutoencoder.from_pretrained(out, hookpoint) for hookpoint in hookpoints}
+    if trained(out, hookpoints):
+        return load_saes(out, hookpoints, device=pipe.device)
     prompts = training_prompts(mini.OBJECTS, mini.STYLES, count=config.training_prompts)
     sampling, settings = _sampling(config), TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
     stream = ActivationStream(
@@ -129,31 +129,34 @@ def _train(pipe: Any, hookpoints: list[str], config: DemoConfig, out: Path) -> d
     )
     trainers = {}
     for hookpoint, shape in hookpoint_shapes(pipe, hookpoints, sampling).items():
-        sae = SparseAutoencoder(SaeConfig(shape.d_in, num_latents=config.num_latents, k=config.k))
+        config_of = SaeConfig(shape.d_in, config.expansion_factor, k=config.k)
+        sae = SparseAutoencoder(config_of, device=pipe.device)
         steps = shape.vectors * len(prompts) * config.epochs // config.batch
         trainers[hookpoint] = Trainer(sae, settings, steps)
-        log.info("training an SAE at %s: %d latents, %d steps", hookpoint, config.num_latents, steps)
+        log.info("training an SAE at %s: %d latents, %d steps", hookpoint, config_of.latents, steps)
     for stats in train(trainers, stream, out=out, log_every=100):
         log.info("  %s step %d: FVU %.3f, L0 %.1f", stats.hookpoint, stats.step, stats.fvu, stats.l0)
     return {hookpoint: trainer.sae for hookpoint, trainer in trainers.items()}
 
 
 def _read_profiles(folder: Path, removal: Removal) -> list[ConceptProfile]:
-    return [ConceptProfile.from_pretrained(folder / f"{removal.kind}s" / h) for h in removal.hookpoints]
+    return [ConceptProfile.from_pretrained(folder / f"{removal.kind}s" / h) for h in removal.setting.hookpoints]
 
 
 def _measure_profiles(
-    pipe: Any, saes: Mapping[str, SparseAutoencoder], removal: Removal, config: DemoConfig, out: Path
-) -> list[ConceptProfile]:
-    """Profiles of all concepts of the removal's kind, on validation prompts; those of an earlier run are read back."""
-    folder = out / f"{removal.kind}s"
-    if not all((folder / hookpoint / "profile.json").exists() for hookpoint in removal.hookpoints):
-        log.info("measuring which features each %s uses", removal.kind)
-        texts = validation_prompts(removal.kind, mini.OBJECTS, mini.STYLES, each=1)
-        used = {hookpoint: saes[hookpoint] for hookpoint in removal.hookpoints}
-        for hookpoint, measured in profile(pipe, used, texts, _sampling(config)).items():
-            measured.save_pretrained(folder / hookpoint)
-    return _read_profiles(out, removal)
+    pipe: Any, saes: Mapping[str, SparseAutoencoder], removals: Sequence[Removal], config: DemoConfig, out: Path
+) -> dict[Kind, list[ConceptProfile]]:
+    """Profiles of all styles and objects, on the same validation prompts; those of an earlier run are read back."""
+    wanted = [out / f"{r.kind}s" / hookpoint / "profile.json" for r in removals for hookpoint in r.setting.hookpoints]
+    if not all(path.exists() for path in wanted):
+        log.info("measuring which features each style and object uses")
+        texts = {r.kind: validation_prompts(r.kind, mini.OBJECTS, mini.STYLES, each=1) for r in removals}
+        measured = profile(pipe, saes, texts["style"] | texts["object"], _sampling(config))
+        for r in removals:
+            for hookpoint in r.setting.hookpoints:
+                found = measured[hookpoint].of(list(texts[r.kind]))
+                found.save_pretrained(out / f"{r.kind}s" / hookpoint)
+    return {r.kind: _read_profiles(out, r) for r in removals}
 
 
 def _requests(config: DemoConfig) -> tuple[list[ImageRequest], list[ImageRequest]]:
@@ -194,7 +197,7 @@ def _write_scores(
     kinds: tuple[Kind, Kind] = ("style", "object")
     facts = {
         "settings": asdict(config) | {"guidance": mini.GUIDANCE},
-        "removals": {removal.concept: removal._asdict() for removal in removals},
+        "removals": {r.concept: {"kind": r.kind, **r.setting._asdict()} for r in removals},
         "saes": {hookpoint: sae.fingerprint() for hookpoint, sae in saes.items()},
         "accuracy_before": {kind: accuracy(before.predictions, kind) for kind in kinds},
         "scores": {name: found._asdict() for name, found in scores.items()},
@@ -223,15 +226,20 @@ def _write_report(
     page.table(
         ["removed", "UA: it is gone", "IRA: its kin are kept", "CRA: the other kind is kept", "features", "multiplier"],
         [
-            [r.concept, *(f"{100 * value:.1f} %" for value in scores[r.concept]), str(r.features), f"{r.multiplier:g}"]
+            [
+                r.concept,
+                *(f"{100 * value:.1f} %" for value in scores[r.concept]),
+                str(r.setting.features),
+                f"{r.setting.multiplier:g}",
+            ]
             for r in removals
         ],
     )
     read = outcomes["before"].predictions
     page.text(
-        f"Two classifiers read the pictures. Before any removal they recognise the style in "
-        f"{100 * accuracy(read, 'style'):.1f} % and the object in {100 * accuracy(read, 'object'):.1f} % of the "
-        f"{len(read)} pictures."
+        f"Two classifiers read the pictures. Before any removal they recognise the object in "
+        f"{100 * accuracy(read, 'object'):.1f} % of the {len(read)} pictures, and the style in "
+        f"{100 * accuracy(read, 'style'):.1f} % of the {sum(p.style is not None for p in read)} asked for in one."
     )
     for name, outcome in outcomes.items():
         if name != "before":

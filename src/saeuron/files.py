@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+CLAIM = "run.json"
+"""Says what a folder holds the results of."""
 
 
 @contextmanager
@@ -46,25 +54,49 @@ def write_file(path: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make a folder ours by writing `settings.json`, or make sure that it already is, for the same settings.
+def claim_folder(folder: Path, stage: str, settings: Mapping[str, Any], *, renew: bool = False) -> None:
+    """Make a folder ours by writing `run.json`, or make sure that it already is, for the same stage and settings.
+
+    The file also says which version and which command line wrote it. A folder with nothing else in it is as good as a
+    new one. With `renew`, the folder of a run of the same stage is taken over whatever its settings.
 
     Raises ValueError when it holds results of other settings, or files that are not ours.
     """
-    path = folder / "settings.json"
-    mine = json.loads(json.dumps(settings))
-    if path.exists():
-        theirs = read_json(path)
-        for name in (*mine, *theirs):
-            if mine.get(name) != theirs.get(name):
-                raise ValueError(f"'{folder}' holds results with {name} {theirs.get(name)!r}, not {mine.get(name)!r}")
-        return
+    path = folder / CLAIM
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'{folder}' is a file; expected a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    mine = {"stage": stage} | json.loads(json.dumps(settings))
+    if path.exists() and any(other != path for other in folder.iterdir()):
+        theirs = {name: value for name, value in read_json(path).items() if name not in ("version", "command")}
+        for name in ("stage",) if renew else (*mine, *theirs):
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"'{folder}' holds results with {name} {theirs.get(name)!r}, not {mine.get(name)!r}; "
+                    f"expected the same again, or another folder"
+                )
+        if theirs == mine:
+            return
+    elif not path.exists() and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"'{folder}' holds other files; expected an empty folder, a new one, or one of these results")
+    origin = {"version": version("saeuron"), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
     with write_file(path) as new:
-        new.write_text(json.dumps(mine, indent=2) + "\n")
+        new.write_text(json.dumps(mine | origin, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError when there is no room for it."""
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write '{path}': {error}") from None
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError, naming the file and `what` was expected, otherwise."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"'{path}' is damaged or no {what}: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,8 +133,6 @@ def resolve_folder(name: Path | str, *, revision: str | None = None, allow_patte
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write nested dicts of tensors and json values to one safetensors file, atomically; `load_state` reads it."""
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
 
     def split(value: Any, name: str) -> Any:
@@ -115,13 +145,11 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
     rest = json.dumps(split(state, ""))
     with write_file(path) as new:
-        save_file(tensors, new, metadata={"state": rest})
+        write_tensors(new, tensors, {"state": rest})
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises ValueError, naming the file, when it is damaged or something else."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             rest = json.loads((file.metadata() or {})["state"])

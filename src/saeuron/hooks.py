@@ -90,14 +90,20 @@ def find_module(pipe: Any, hookpoint: str) -> nn.Module:
 
 
 def candidate_hookpoints(pipe: Any) -> list[str]:
-    """Names of the pipeline's attention blocks, in the order of the forward pass as far as their names tell it."""
+    """Names of the pipeline's attention blocks and of their text attentions, in the order of the forward pass.
+
+    A text attention (`attn2` in Stable Diffusion) adds what the prompt says to the image's tokens; its output is that
+    alone, where a block's output is all that is known of the image so far.
+    """
     names = []
     for component in ("unet", "transformer"):
         denoiser = getattr(pipe, component, None)
         if isinstance(denoiser, nn.Module):
-            found = [name for name, module in denoiser.named_modules() if type(module).__name__ in CANDIDATES]
-            outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
-            names += [f"{component}.{name}" for name in outermost]
+            modules = dict(denoiser.named_modules())
+            blocks = [name for name, module in modules.items() if type(module).__name__ in CANDIDATES]
+            inner = {name for name in blocks if any(name.startswith(f"{other}.") for other in blocks)}
+            text = {name for name, module in modules.items() if getattr(module, "is_cross_attention", False)}
+            names += [f"{component}.{name}" for name in modules if name in text or name in blocks and name not in inner]
     stages = ("down_blocks", "mid_block", "up_blocks")
 
     def stage(name: str) -> int:
@@ -119,13 +125,22 @@ class _Clock:
 
 
 def hidden_states(module: nn.Module, output: Any) -> Tensor:
-    """The image's hidden state in what a block returned: a tensor, a tuple or a ModelOutput."""
-    return output if isinstance(output, Tensor) else output[_place(module, output)]
+    """The image's hidden state in what a block returned: a tensor, a tuple or a ModelOutput.
+
+    Raises ValueError when it is neither a map (B, C, H, W) nor tokens (B, N, C).
+    """
+    hidden = output if isinstance(output, Tensor) else output[_place(module, output)]
+    if not isinstance(hidden, Tensor) or hidden.dim() not in (3, 4):
+        what = f"shape {tuple(hidden.shape)}" if isinstance(hidden, Tensor) else f"a {type(hidden).__name__}"
+        raise ValueError(f"a {type(module).__name__} gives {what}; expected a hookpoint that gives image tokens")
+    return hidden
 
 
 def _place(module: nn.Module, output: Any) -> int | str:
     if isinstance(output, tuple):
         return IMAGE_STREAM.get(type(module).__name__, 0)
+    if not isinstance(output, Mapping):
+        raise ValueError(f"a {type(module).__name__} gives a {type(output).__name__}; expected image tokens")
     return next(iter(output.keys()))
 
 

@@ -46,14 +46,14 @@ def generate(
     """Make the images that `folder` does not have yet, and return the records of all that are asked for, in order.
 
     The manifest grows as images land, so that the same call continues one that was interrupted. `settings` says what
-    else the images depend on (model, plan); it is kept in `settings.json`.
+    else the images depend on (model, plan); it is kept in `run.json`.
 
     Raises ValueError when the folder holds images of other settings, or files that are not ours.
     """
     folder = Path(folder)
-    claim_folder(folder, {"steps": sampling.steps, "guidance": sampling.guidance, **(settings or {})})
+    claim_folder(folder, "images", {"steps": sampling.steps, "guidance": sampling.guidance, **(settings or {})})
     _mend_manifest(folder)
-    made = {_request(record): record for record in _read_manifest(folder)}
+    made = {_request(record): record for record in _read_manifest(folder) if (folder / record.path).is_file()}
     missing = [request for request in dict.fromkeys(requests) if request not in made]
     with progress(total=len(missing), desc=folder.name, unit="image") as bar:
         for start in range(0, len(missing), sampling.batch):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from saeuron import prompts
+from saeuron.activations import Sampling, hookpoint_shapes
 from saeuron.files import resolve_folder
 from saeuron.progress import quiet_loading
 from saeuron.sae import SparseAutoencoder
@@ -48,11 +51,24 @@ def load_pipeline(model: str, device: str = "auto", dtype: str = "auto") -> Any:
     try:
         with quiet_loading():
             pipe = DiffusionPipeline.from_pretrained(folder, dtype=number, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the pipeline '{model}' does not load: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(place)
+
+
+_LOADING = OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError
+"""What a damaged or foreign pipeline makes diffusers raise."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -60,11 +76,12 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        return torch.zeros(0, device=name).device
+        device = torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(
-            f"unknown device {name!r}; expected auto, cpu, cuda, cuda:N or mps, where there is one"
-        ) from None
+        device = torch.device("meta")
+    if device.type == "meta":
+        raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda, cuda:N or mps, where there is one")
+    return device
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -148,6 +165,13 @@ def load_classifiers(
         "style": (mini.Classifier.load(style) if style else bundled["style"]).predict,
         "object": (mini.Classifier.load(object) if object else bundled["object"]).predict,
     }
+
+
+def check_widths(pipe: Any, saes: Mapping[str, SparseAutoencoder], sampling: Sampling) -> None:
+    """Raise ValueError when an SAE does not take what passes its hookpoint; one image's first step is generated."""
+    for hookpoint, shape in hookpoint_shapes(pipe, list(saes), replace(sampling, steps=1)).items():
+        if (d_in := saes[hookpoint].config.d_in) != shape.d_in:
+            raise ValueError(f"the SAE for {hookpoint} takes vectors of {d_in}; this model's are of {shape.d_in}")
 
 
 def load_saes(folder: Path | str, hookpoints: list[str] | None = None, **kwargs: Any) -> dict[str, SparseAutoencoder]:

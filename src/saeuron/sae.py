@@ -13,10 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from saeuron.files import read_json, resolve_folder, write_folder
+from saeuron.files import read_json, resolve_folder, write_folder, write_tensors
 from saeuron.sparse import SparseCode, above, batch_topk, decode, topk
 
 Selection = Literal["topk", "threshold"]
@@ -234,11 +233,9 @@ class SparseAutoencoder(nn.Module):
             "multi_topk": False,
             "threshold": self.threshold.item(),
         }
-        weights = {
-            name: value.detach().to("cpu", dtype or value.dtype).contiguous() for name, value in self.named_parameters()
-        }
+        weights = {name: value.detach().to("cpu", dtype or value.dtype) for name, value in self.named_parameters()}
         with write_folder(folder) as new:
-            save_file(weights, new / "sae.safetensors")
+            write_tensors(new / "sae.safetensors", weights)
             (new / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -253,7 +250,8 @@ class SparseAutoencoder(nn.Module):
     ) -> SparseAutoencoder:
         """Read an SAE from a folder or from the hub: `name` itself, or its folder for `hookpoint`.
 
-        Raises ValueError, naming the file, for one that is missing, damaged or no SAE of this layout.
+        Raises ValueError, naming the file, for one that is missing, damaged, no SAE of this layout, or in a folder
+        named for another hookpoint.
         """
         patterns = None if hookpoint is None else [f"{hookpoint}/*", f"{hookpoint.partition('.')[2]}/*"]
         folder = _sae_folder(resolve_folder(name, revision=revision, allow_patterns=patterns), hookpoint)
@@ -311,12 +309,14 @@ def _sae_folder(folder: Path, hookpoint: str | None) -> Path:
     """The folder that holds `cfg.json`: this one, or the one for `hookpoint`, with or without its component's name."""
     here = (folder / "cfg.json").is_file()
     found = sorted(path.parent.name for path in folder.glob("*/cfg.json"))
-    if hookpoint is not None and not (here and not found):
-        for name in (hookpoint, hookpoint.partition(".")[2]):
-            if name and (folder / name / "cfg.json").is_file():
+    if hookpoint is not None:
+        names = [name for name in (hookpoint, hookpoint.partition(".")[2]) if name]
+        for name in names:
+            if (folder / name / "cfg.json").is_file():
                 return folder / name
-        if not here:
-            listed = ", ".join(found) or "none"
+        own = folder.resolve().name
+        if not here or ("_block" in own and own not in names):
+            listed = ", ".join(found) or (f"one for {own}" if here else "none")
             raise ValueError(f"no SAE for hookpoint {hookpoint!r} in '{folder}'; it has: {listed}")
     if here:
         return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeuron.activations import ActivationStream, HookpointShape, Sampling, activations, hookpoint_shapes
-from saeuron.concepts import profile, scores
+from saeuron.concepts import ConceptProfile, profile, scores
 from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid, mean_scores
+from saeuron.files import claim_folder
+from saeuron.hooks import edited, recorded
 from saeuron.images import ImageRequest
-from saeuron.models import Vocabulary
-from saeuron.prompts import ANCHORS, anchor_prompts, styled, training_prompts, unknown, validation_prompts
+from saeuron.models import Vocabulary, load_saes
+from saeuron.prompts import ANCHORS, digest, training_prompts, trial_prompt, unknown, validation_prompts
 from saeuron.sae import SaeConfig, SparseAutoencoder
-from saeuron.train import TrainConfig, Trainer, train
+from saeuron.train import TrainConfig, Trainer, last_fvu, train, trained
 from saeuron.unlearn import plan, unlearned
 
 
@@ -51,9 +53,12 @@ class HookpointReport:
     """Score of a concept's best feature, mean over steps and concepts."""
     knn: float
     """How often the nearest image, by mean SAE features, is of the same concept."""
+    reach: float | None = None
+    """How often the concept is gone when the block's output is that of the same noise with another prompt: what an edit
+    there can at most do. None, as the next two, when no classifiers were given."""
     multiplier: float | None = None
     edit: CanvasScores | None = None
-    """What the better of the trial edits does, mean over concepts; None when no classifiers were given."""
+    """What the better of the trial edits does, mean over concepts."""
 
 
 class ScanPrompts(NamedTuple):
@@ -67,6 +72,8 @@ class ScanPrompts(NamedTuple):
     """The concepts that count."""
     trials: list[ImageRequest]
     """Images of the trial edits."""
+    swaps: list[tuple[ImageRequest, str]]
+    """Images of the targets, each with the prompt of the same without the target."""
 
 
 def scan_prompts(
@@ -84,15 +91,19 @@ def scan_prompts(
     chosen = [*targets, *[name for name in known if name not in targets][:contrast]]
     texts = validation_prompts(kind, words.objects, words.styles, folder, each=1)
 
-    def prompt(object: str, style: str | None) -> str:
-        return styled(anchor_prompts(object, folder)[1], style)
-
+    prompt = partial(trial_prompt, folder=folder)
     if kind == "object":
         trials = grid(chosen, [None, *words.styles[:4]], [0], prompt)
     else:
         trials = grid(words.objects[:5], chosen, [0], prompt)
+    swaps = []
+    for request in trials:
+        if request.object is not None and getattr(request, kind) in targets:
+            others = [name for name in words.objects if name != request.object]
+            other = prompt(request.object, None) if kind == "style" else prompt(others[0], request.style)
+            swaps.append((request, other))
     training = training_prompts(words.objects, words.styles, folder, count=count)
-    return ScanPrompts(training, {name: texts[name] for name in chosen}, targets, trials)
+    return ScanPrompts(training, {name: texts[name] for name in chosen}, targets, trials, swaps)
 
 
 def scan(
@@ -105,15 +116,22 @@ def scan(
     kind: Kind = "style",
     classifiers: Mapping[Kind, Classifier] | None = None,
     out: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[HookpointReport]:
     """Train a small SAE at every hookpoint from one stream, profile the concepts, try an edit, and rank.
 
     With `classifiers` and `out`, each target is removed and the trial images are scored; the ranking is by the edit's
-    mean score then, by the best score otherwise.
+    mean score then, by the best score otherwise. `out` keeps SAEs, profiles and images, so that the same call continues
+    there; `settings` says what else they depend on.
     """
+    out = None if out is None else Path(out)
+    if out is not None:
+        texts = digest([*prompts.training, *(text for found in prompts.concepts.values() for text in found)])
+        made_with = {"sampling": asdict(sampling), "hookpoints": list(hookpoints), "prompts": texts}
+        claim_folder(out, "scan", {**asdict(config), **made_with, **(settings or {})})
     shapes = hookpoint_shapes(pipe, hookpoints, sampling)
-    saes, fvu = _brief_saes(pipe, shapes, prompts.training, sampling, config)
-    profiles = profile(pipe, saes, prompts.concepts, sampling)
+    saes, fvu = _brief_saes(pipe, shapes, prompts.training, sampling, config, out)
+    profiles = _profiles(pipe, saes, prompts.concepts, sampling, out)
     nearest = _knn(pipe, saes, prompts.concepts, sampling)
     reports = []
     for hookpoint, sae in saes.items():
@@ -122,19 +140,19 @@ def scan(
             hookpoint, shapes[hookpoint], fvu[hookpoint], sum(best) / len(best), nearest[hookpoint]
         )
         if classifiers and out is not None:
+            reach = _reach(pipe, hookpoint, prompts.swaps, sampling, kind, classifiers[kind])
             tried = {}
             for multiplier in config.multipliers:
-                removals = {
-                    target: partial(
-                        unlearned, pipe, sae, plan(profiles[hookpoint], [target], config.features, multiplier)
-                    )
-                    for target in prompts.targets
-                }
-                folder = Path(out) / hookpoint / f"{multiplier:g}"
-                found = evaluate(pipe, removals, kind, prompts.trials, classifiers, folder, sampling)
+                removals, facts = {}, {}
+                for target in prompts.targets:
+                    made = plan(profiles[hookpoint], [target], config.features, multiplier)
+                    removals[target] = partial(unlearned, pipe, sae, made)
+                    facts[target] = {"plan": made.fingerprint()}
+                folder = out / "images" / hookpoint / f"{multiplier:g}"
+                found = evaluate(pipe, removals, kind, prompts.trials, classifiers, folder, sampling, facts)
                 tried[multiplier] = mean_scores(found.values())
             multiplier = max(tried, key=lambda m: tried[m].mean)
-            report = replace(report, multiplier=multiplier, edit=tried[multiplier])
+            report = replace(report, reach=reach, multiplier=multiplier, edit=tried[multiplier])
         reports.append(report)
     return sorted(reports, key=lambda r: r.edit.mean if r.edit else r.best_score, reverse=True)
 
@@ -145,17 +163,61 @@ def _brief_saes(
     prompts: Sequence[str],
     sampling: Sampling,
     config: ScanConfig,
+    out: Path | None,
 ) -> tuple[dict[str, SparseAutoencoder], dict[str, float]]:
+    """An SAE for each hookpoint, with the FVU that it ended at; those of an earlier scan are read back."""
+    folder = None if out is None else out / "sae"
+    if folder is not None and trained(folder, shapes):
+        return load_saes(folder, list(shapes), device=pipe.device), last_fvu(folder)
     stream = ActivationStream(
         pipe, prompts, list(shapes), sampling, batch=config.batch, buffer=config.buffer, uses=config.epochs
     )
     settings = TrainConfig(lr=config.lr, batch=config.batch, epochs=config.epochs)
     trainers = {}
     for hookpoint, shape in shapes.items():
-        sae = SparseAutoencoder(SaeConfig(shape.d_in, config.expansion_factor, k=config.k))
+        sae = SparseAutoencoder(SaeConfig(shape.d_in, config.expansion_factor, k=config.k), device=pipe.device)
         trainers[hookpoint] = Trainer(sae, settings, shape.vectors * len(prompts) * config.epochs // config.batch)
-    fvu = {stats.hookpoint: stats.fvu for stats in train(trainers, stream)}
+    fvu = {stats.hookpoint: stats.fvu for stats in train(trainers, stream, out=folder)}
     return {hookpoint: trainer.sae for hookpoint, trainer in trainers.items()}, fvu
+
+
+def _profiles(
+    pipe: Any,
+    saes: Mapping[str, SparseAutoencoder],
+    prompts: Mapping[str, Sequence[str]],
+    sampling: Sampling,
+    out: Path | None,
+) -> dict[str, ConceptProfile]:
+    """Profiles at each hookpoint; those of an earlier scan are read back."""
+    if out is None:
+        return profile(pipe, saes, prompts, sampling)
+    if not all((out / "profiles" / hookpoint / "profile.json").exists() for hookpoint in saes):
+        for hookpoint, measured in profile(pipe, saes, prompts, sampling).items():
+            measured.save_pretrained(out / "profiles" / hookpoint)
+    return {hookpoint: ConceptProfile.from_pretrained(out / "profiles" / hookpoint) for hookpoint in saes}
+
+
+@torch.no_grad()
+def _reach(
+    pipe: Any,
+    hookpoint: str,
+    swaps: Sequence[tuple[ImageRequest, str]],
+    sampling: Sampling,
+    kind: Kind,
+    classify: Classifier,
+) -> float:
+    """How often the concept is not read off an image that was made with the block's output of the other prompt."""
+    gone = 0
+    for start in range(0, len(swaps), sampling.batch):
+        requests, others = zip(*swaps[start : start + sampling.batch], strict=True)
+        seeds = [request.seed for request in requests]
+        with recorded(pipe, hookpoint, prompt_half=False) as records:
+            sampling.call(pipe, others, seeds, "latent")
+        donated = iter(record.tokens for record in records[hookpoint])
+        with edited(pipe, {hookpoint: lambda tokens, timestep, donated=donated: next(donated)}):
+            images = sampling.call(pipe, [request.prompt for request in requests], seeds, "pil").images
+        gone += sum(getattr(r, kind) != read for r, read in zip(requests, classify(images), strict=True))
+    return gone / len(swaps)
 
 
 @torch.no_grad()

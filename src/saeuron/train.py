@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeuron.files import load_state, save_state
+from saeuron.files import load_state, save_state, write_file
+from saeuron.progress import progress
 from saeuron.sae import SparseAutoencoder, geometric_median
+
+CHECKPOINT, STATS = "checkpoint.safetensors", "stats.jsonl"
+"""Files of a run."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class TrainConfig:
     lr: float = 4e-4
     """Learning rate of the first step; it falls linearly to zero."""
     batch: int = 4096
-    """Vectors in a step."""
+    """Vectors in a step; at least 2, since the loss is relative to their variance."""
     epochs: int = 5
     """How often each vector is used; 10 for the style block of the paper."""
     auxk_alpha: float = 1 / 32
@@ -40,6 +46,8 @@ class TrainConfig:
         for name in ("lr", "batch", "epochs", "dead_after", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
+        if self.batch < 2:
+            raise ValueError(f"batch is {self.batch}; expected at least 2 vectors in a step")
 
 
 class TrainStats(NamedTuple):
@@ -150,10 +158,14 @@ def train(
     With `out`, the SAEs are saved there at the end, `stats.jsonl` grows, and every `checkpoint_every` steps a
     checkpoint is written; the same call with the same `out` continues from it, the stream too if it is `Resumable`.
     `save_dtype` rounds the saved weights.
+
+    Raises ValueError when a loss is no longer finite, or when the stream is too short for one batch.
     """
-    checkpoint = None if out is None else Path(out) / "checkpoint.safetensors"
-    if checkpoint is not None and checkpoint.exists():
-        _resume(checkpoint, trainers, stream)
+    checkpoint = None if out is None else Path(out) / CHECKPOINT
+    if out is not None and checkpoint is not None:
+        if checkpoint.exists():
+            _resume(checkpoint, trainers, stream)
+        _cut_stats(Path(out) / STATS, {hookpoint: trainer.step_count for hookpoint, trainer in trainers.items()})
     window: dict[str, list[Tensor]] = {hookpoint: [] for hookpoint in trainers}
     clock = dict.fromkeys(trainers, time.perf_counter())
 
@@ -161,20 +173,28 @@ def train(
         seconds = time.perf_counter() - clock[hookpoint]
         loss, fvu, auxk, l0, dead = torch.stack(window[hookpoint]).mean(0).tolist()
         trainer = trainers[hookpoint]
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss at {hookpoint} is {loss} in step {trainer.step_count}: the training diverged; "
+                f"a smaller learning rate than {trainer.config.lr:g} may help"
+            )
         rate = len(window[hookpoint]) * trainer.config.batch / seconds
         window[hookpoint].clear()
         clock[hookpoint] = time.perf_counter()
         stats = TrainStats(hookpoint, trainer.step_count, loss, fvu, auxk, l0, dead, rate)
         if out is not None:
-            _append(Path(out) / "stats.jsonl", stats._asdict())
+            _append(Path(out) / STATS, stats._asdict())
         return stats
 
-    for number, (hookpoint, vectors) in enumerate(stream, 1):
-        window[hookpoint].append(trainers[hookpoint].step(vectors))
-        if len(window[hookpoint]) == log_every:
-            yield summary(hookpoint)
-        if checkpoint is not None and number % checkpoint_every == 0:
-            _save(checkpoint, trainers, stream)
+    with progress(total=sum(t.steps for t in trainers.values()), desc="train", unit="step") as bar:
+        bar.update(sum(t.step_count for t in trainers.values()))
+        for number, (hookpoint, vectors) in enumerate(stream, 1):
+            window[hookpoint].append(trainers[hookpoint].step(vectors))
+            bar.update()
+            if len(window[hookpoint]) == log_every:
+                yield summary(hookpoint)
+            if checkpoint is not None and number % checkpoint_every == 0:
+                _save(checkpoint, trainers, stream)
     for hookpoint in trainers:
         if window[hookpoint]:
             yield summary(hookpoint)
@@ -188,10 +208,24 @@ def train(
         checkpoint.unlink(missing_ok=True)
 
 
-def forget_run(out: Path) -> None:
-    """Remove what an unfinished run in `out` would be continued from."""
-    for name in ("checkpoint.safetensors", "stats.jsonl", "settings.json"):
+def trained(out: Path, hookpoints: Iterable[str]) -> bool:
+    """Whether a run of `train` into `out` is finished: an SAE for every hookpoint, and nothing to continue from."""
+    saved = all((out / hookpoint / "cfg.json").exists() for hookpoint in hookpoints)
+    return saved and not (out / CHECKPOINT).exists()
+
+
+def last_fvu(out: Path) -> dict[str, float]:
+    """The FVU that each hookpoint's SAE ended at, from the statistics in `out`."""
+    lines = (out / STATS).read_text(encoding="utf-8").splitlines()
+    return {stats["hookpoint"]: stats["fvu"] for stats in map(json.loads, lines)}
+
+
+def forget_run(out: Path, hookpoints: Iterable[str]) -> None:
+    """Remove what `train` left in `out`, or would continue from."""
+    for name in (CHECKPOINT, STATS):
         (out / name).unlink(missing_ok=True)
+    for hookpoint in hookpoints:
+        shutil.rmtree(out / hookpoint, ignore_errors=True)
 
 
 def _save(path: Path, trainers: Mapping[str, Trainer], stream: Stream) -> None:
@@ -209,6 +243,21 @@ def _resume(path: Path, trainers: Mapping[str, Trainer], stream: Stream) -> None
         trainer.load_state_dict(state["trainers"][hookpoint])
     if isinstance(stream, Resumable):
         stream.load_state_dict(state["stream"])
+
+
+def _cut_stats(path: Path, steps: Mapping[str, int]) -> None:
+    """Drop the statistics of steps that are about to be taken again, and a line that was cut off."""
+    if path.exists():
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["step"] <= steps.get(record["hookpoint"], 0):
+                kept.append(line)
+        with write_file(path) as new:
+            new.write_text("".join(kept), encoding="utf-8")
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:

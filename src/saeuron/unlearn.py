@@ -13,12 +13,10 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saeuron.concepts import ConceptProfile, highest, scores
-from saeuron.files import read_json, resolve_folder, write_folder
+from saeuron.files import read_json, read_tensors, resolve_folder, write_folder, write_tensors
 from saeuron.hooks import Edit, edited
 from saeuron.sae import Selection, SparseAutoencoder, as_selection
 
@@ -88,13 +86,11 @@ class UnlearningPlan:
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `plan.safetensors` and `plan.json` to a folder."""
-        tensors = {
-            f"{i}.{name}": getattr(block, name).contiguous() for i, block in enumerate(self.blocks) for name in _TENSORS
-        }
+        tensors = {f"{i}.{name}": getattr(block, name) for i, block in enumerate(self.blocks) for name in _TENSORS}
         blocks = [{name: getattr(block, name) for name in ("hookpoint", "sae", "selection")} for block in self.blocks]
         facts = {"concepts": list(self.concepts), "error": self.error, "blocks": blocks}
         with write_folder(Path(folder)) as new:
-            save_file(tensors, new / "plan.safetensors")
+            write_tensors(new / "plan.safetensors", tensors)
             (new / "plan.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     @classmethod
@@ -102,8 +98,8 @@ class UnlearningPlan:
         """Read a plan from a folder or from the hub. Raises ValueError, naming the file, when it is damaged."""
         folder = resolve_folder(name, revision=revision)
         facts, path = read_json(folder / "plan.json"), folder / "plan.safetensors"
+        tensors = read_tensors(path, "unlearning plan")
         try:
-            tensors = load_file(path)
             blocks = tuple(
                 BlockPlan(
                     str(block["hookpoint"]),
@@ -114,7 +110,7 @@ class UnlearningPlan:
                 for i, block in enumerate(facts["blocks"])
             )
             return cls(blocks, tuple(facts["concepts"]), facts["error"])
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged or no unlearning plan: {error}") from None
 
 
@@ -158,14 +154,14 @@ def _plan_one(
     percentile: float | None,
     error: ErrorTerm,
 ) -> UnlearningPlan:
-    """The plan for one concept, without the hookpoints that none of its features are at."""
+    """The plan for one concept, without the hookpoints that none of its features are at, and so nothing is done."""
     best = highest(torch.cat([scores(profile, concept) for profile in profiles], dim=1), features, percentile)
     blocks, start = [], 0
     for profile in profiles:
         here = range(start, start + profile.means.shape[2])
         start = here.stop
         mine = [chosen[(chosen >= here.start) & (chosen < here.stop)] - here.start for chosen in best]
-        if any(map(len, mine)):
+        if any(map(len, mine)) or error == "released":  # that error term changes the block without any feature
             mean, everywhere = profile.means[profile.index(concept)], profile.means.mean(0)
             rows = [(f, multiplier * mean[step, f], everywhere[step, f]) for step, f in enumerate(mine)]
             blocks.append(BlockPlan(profile.hookpoint, profile.sae, profile.selection, profile.timesteps, *_pad(rows)))

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from saeuron.activations import Sampling
-from saeuron.files import write_file
+from saeuron.files import read_json, write_file
 from saeuron.images import ImageRecord, ImageRequest, generate, open_images
 from saeuron.progress import progress
 from saeuron.prompts import evaluation_prompt
@@ -140,6 +140,30 @@ def accuracy(predictions: Sequence[Prediction], kind: Kind) -> float:
     return sum(right) / len(right)
 
 
+def predict_removals(
+    pipe: Any,
+    removals: Mapping[str, Forget],
+    requests: Sequence[ImageRequest],
+    classifiers: Mapping[Kind, Classifier],
+    out: Path | str,
+    sampling: Sampling,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, list[Prediction]]:
+    """Make the images within each removal's context, one after the other, and read them.
+
+    `settings` says what each removal's images depend on. `out` gets a folder for each removal with the images and
+    `predictions.csv`; what is there already is not made again.
+    """
+    found: dict[str, list[Prediction]] = {}
+    for name, forget in progress(removals.items(), desc="canvas", unit="removal"):
+        folder = Path(out) / name
+        with forget():
+            records = generate(pipe, requests, folder, sampling, (settings or {}).get(name))
+        found[name] = predict(folder, records, classifiers)
+        write_predictions(folder / "predictions.csv", found[name])
+    return found
+
+
 def evaluate(
     pipe: Any,
     removals: Mapping[str, Forget],
@@ -150,21 +174,10 @@ def evaluate(
     sampling: Sampling,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, CanvasScores]:
-    """Remove one concept after the other; for each, make the images, read them and score.
-
-    `settings` says what each removal's images depend on. `out` gets a folder for each concept with the images and
-    `predictions.csv`, and `scores.json`; what is there already is not made again.
-    """
-    out = Path(out)
-    scores: dict[str, CanvasScores] = {}
-    for concept, forget in progress(removals.items(), desc=f"{kind}s", unit="removal"):
-        folder = out / concept
-        with forget():
-            records = generate(pipe, requests, folder, sampling, (settings or {}).get(concept))
-        predictions = predict(folder, records, classifiers)
-        write_predictions(folder / "predictions.csv", predictions)
-        scores[concept] = score(predictions, kind, [concept])
-    write_scores(out / "scores.json", scores)
+    """Score the removals of concepts: `predict_removals`, and `scores.json` in `out`."""
+    found = predict_removals(pipe, removals, requests, classifiers, out, sampling, settings)
+    scores = {concept: score(predictions, kind, [concept]) for concept, predictions in found.items()}
+    write_scores(Path(out) / "scores.json", scores)
     return scores
 
 
@@ -177,10 +190,12 @@ def mean_scores(scores: Iterable[CanvasScores]) -> CanvasScores:
 
 
 def write_scores(path: Path, scores: Mapping[str, CanvasScores]) -> None:
-    """Scores of each removal and their mean, as json."""
-    table = {concept: found._asdict() for concept, found in scores.items()}
+    """Scores of each removal and their mean, as json; removals that the file has already stay."""
+    before = read_json(path)["removed"] if path.exists() else {}
+    merged = {concept: CanvasScores(**found) for concept, found in before.items()} | dict(scores)
+    table = {concept: found._asdict() for concept, found in merged.items()}
     with write_file(path) as new:
-        new.write_text(json.dumps({"removed": table, "mean": mean_scores(scores.values())._asdict()}, indent=2) + "\n")
+        new.write_text(json.dumps({"removed": table, "mean": mean_scores(merged.values())._asdict()}, indent=2) + "\n")
 
 
 COLUMNS = tuple(field.name for field in fields(Prediction))
@@ -204,6 +219,8 @@ def read_predictions(path: Path) -> list[Prediction]:
             raise ValueError(f"'{path}' has no column {', '.join(missing)}")
         rows = []
         for number, row in enumerate(reader, 2):
+            if None in row.values():
+                raise ValueError(f"'{path}', line {number}: a row that is cut off; expected {', '.join(COLUMNS)}")
             try:
                 cells = {name: row[name] for name in COLUMNS} | {"seed": int(row["seed"])}
             except (TypeError, ValueError):

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from saeuron.files import read_tensors, write_tensors
 from saeuron.mini.canvas import SIZE
 
 WIDTHS = (32, 64, 96, 128)
@@ -44,15 +44,19 @@ class Classifier(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write weights (float16) and labels to one safetensors file."""
-        weights = {name: value.half().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, path, metadata={"labels": " ".join(self.labels)})
+        weights = {name: value.half() for name, value in self.state_dict().items()}
+        write_tensors(path, weights, {"labels": " ".join(self.labels)})
 
     @classmethod
     def load(cls, path: Path) -> Classifier:
-        """Read what `save` wrote, as float32, ready to predict."""
-        with safe_open(path, "pt") as file:
-            model = cls(file.metadata()["labels"].split())
-            model.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+        """What `save` wrote, as float32, ready to predict. Raises ValueError, naming the file, for anything else."""
+        weights = read_tensors(path, "classifier")
+        try:
+            with safe_open(path, "pt") as file:
+                model = cls(file.metadata()["labels"].split())
+            model.load_state_dict({name: value.float() for name, value in weights.items()})
+        except (KeyError, TypeError, RuntimeError):
+            raise ValueError(f"'{path}' is no classifier of MiniCanvas's kind") from None
         return model.eval().requires_grad_(False)
 
 

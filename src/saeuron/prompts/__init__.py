@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Sequence
@@ -63,6 +64,19 @@ def evaluation_prompt(object: str, style: str | None) -> str:
     return f"An image of {object}." if style is None else f"An image of {object} in {spoken(style)} style."
 
 
+def trial_prompt(object: str, style: str | None, folder: Path = ANCHORS) -> str:
+    """A prompt to try settings with: the object's second anchor prompt, where it has one, in a style.
+
+    Profiles of styles are measured on the first one.
+    """
+    return styled(anchor_prompts(object, folder)[:2][-1], style)
+
+
+def digest(texts: Iterable[str]) -> str:
+    """16 hex digits that tell these texts from others."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
 def spoken(name: str) -> str:
     """A style's name as it stands in a prompt: `Van_Gogh` is said "Van Gogh"."""
     return name.replace("_", " ")
@@ -115,6 +129,8 @@ def validation_prompts(
     """
     if kind not in ("style", "object"):
         raise ValueError(f"unknown kind {kind!r}; expected 'style' or 'object'")
+    if each is not None and each < 1:
+        raise ValueError(f"each is {each}; expected a whole number from 1 on")
     pairs: dict[str, list[tuple[str, str | None]]]
     if kind == "style":
         pairs = {style: [(object, style) for object in objects] for style in styles}

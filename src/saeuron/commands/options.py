@@ -14,6 +14,7 @@ from typer import Option
 
 if TYPE_CHECKING:
     from saeuron.activations import Sampling
+    from saeuron.concepts import ConceptProfile
     from saeuron.evaluate.canvas import CanvasScores
 
 
@@ -71,12 +72,15 @@ def sampling_of(model: str, steps: int | None, guidance: float | None, batch: in
     return Sampling(usual[0] if steps is None else steps, usual[1] if guidance is None else guidance, batch)
 
 
-def profile_folders(folder: str, hookpoints: list[str] | None) -> list[str]:
-    """The folder itself if it is a profile, or those in it of all hookpoints, or of the given ones."""
-    if hookpoints:
-        return [str(Path(folder) / hookpoint) for hookpoint in hookpoints]
-    found = sorted(str(path.parent) for path in Path(folder).glob("*/profile.json"))
-    return [folder] if (Path(folder) / "profile.json").exists() or not found else found
+def load_profiles(name: str, hookpoints: list[str] | None) -> list[ConceptProfile]:
+    """The profile in a folder (or hub repository), or those in it of all hookpoints, or of the given ones."""
+    from saeuron.concepts import ConceptProfile
+    from saeuron.files import resolve_folder
+
+    folder = resolve_folder(name)
+    if not hookpoints and not (folder / "profile.json").exists():
+        hookpoints = sorted(path.parent.name for path in folder.glob("*/profile.json"))
+    return [ConceptProfile.from_pretrained(folder, hookpoint) for hookpoint in hookpoints or [None]]
 
 
 def said(quiet: bool) -> AbstractContextManager[None]:
