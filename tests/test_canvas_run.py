@@ -17,7 +17,7 @@ from saeuron.canvas_run import (
     write_settings,
 )
 from saeuron.concepts import profile
-from saeuron.evaluate.canvas import CanvasScores
+from saeuron.evaluate.canvas import CanvasScores, Kind
 from saeuron.models import Vocabulary
 from saeuron.prompts import evaluation_prompt
 from tests.conftest import HOOKPOINT
@@ -39,7 +39,8 @@ def readers():
 
 
 def test_validation_requests_hold_the_concept_and_its_kin_and_no_evaluation_prompt(tmp_path):
-    for kind, concept in (("style", "Rust"), ("object", "Cats")):
+    kinds: list[tuple[Kind, str]] = [("style", "Rust"), ("object", "Cats")]
+    for kind, concept in kinds:
         requests = validation_requests(kind, concept, WORDS)
         mine = [r for r in requests if getattr(r, kind) == concept]
         assert len(mine) == 3

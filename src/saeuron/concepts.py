@@ -27,7 +27,6 @@ from saeuron.progress import progress
 from saeuron.prompts import unknown
 from saeuron.sae import Selection, SparseAutoencoder, as_selection
 
-
 CHECKPOINT_SECONDS = 60
 """How much work a killed `profile` may lose."""
 

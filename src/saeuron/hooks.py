@@ -103,7 +103,9 @@ def candidate_hookpoints(pipe: Any) -> list[str]:
             blocks = [name for name, module in modules.items() if type(module).__name__ in CANDIDATES]
             inner = {name for name in blocks if any(name.startswith(f"{other}.") for other in blocks)}
             text = {name for name, module in modules.items() if getattr(module, "is_cross_attention", False)}
-            names += [f"{component}.{name}" for name in modules if name in text or name in blocks and name not in inner]
+            names += [
+                f"{component}.{name}" for name in modules if name in text or (name in blocks and name not in inner)
+            ]
     stages = ("down_blocks", "mid_block", "up_blocks")
 
     def stage(name: str) -> int:

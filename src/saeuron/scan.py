@@ -16,7 +16,7 @@ from saeuron.activations import ActivationStream, HookpointShape, Sampling, acti
 from saeuron.concepts import ConceptProfile, profile, scores
 from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid, mean_scores
 from saeuron.files import claim_folder
-from saeuron.hooks import edited, recorded
+from saeuron.hooks import Edit, Record, edited, recorded
 from saeuron.images import ImageRequest
 from saeuron.models import Vocabulary, load_saes
 from saeuron.prompts import ANCHORS, digest, training_prompts, trial_prompt, unknown, validation_prompts
@@ -213,11 +213,20 @@ def _reach(
         seeds = [request.seed for request in requests]
         with recorded(pipe, hookpoint, prompt_half=False) as records:
             sampling.call(pipe, others, seeds, "latent")
-        donated = iter(record.tokens for record in records[hookpoint])
-        with edited(pipe, {hookpoint: lambda tokens, timestep, donated=donated: next(donated)}):
+        with edited(pipe, {hookpoint: _donor(records[hookpoint])}):
             images = sampling.call(pipe, [request.prompt for request in requests], seeds, "pil").images
         gone += sum(getattr(r, kind) != read for r, read in zip(requests, classify(images), strict=True))
     return gone / len(swaps)
+
+
+def _donor(records: Sequence[Record]) -> Edit:
+    """An edit that puts what was recorded in place of what comes, call by call."""
+    left = iter(records)
+
+    def edit(tokens: Tensor, timestep: Tensor) -> Tensor:
+        return next(left).tokens
+
+    return edit
 
 
 @torch.no_grad()

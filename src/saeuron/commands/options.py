@@ -80,7 +80,9 @@ def load_profiles(name: str, hookpoints: list[str] | None) -> list[ConceptProfil
     folder = resolve_folder(name)
     if not hookpoints and not (folder / "profile.json").exists():
         hookpoints = sorted(path.parent.name for path in folder.glob("*/profile.json"))
-    return [ConceptProfile.from_pretrained(folder, hookpoint) for hookpoint in hookpoints or [None]]
+    if not hookpoints:
+        return [ConceptProfile.from_pretrained(folder)]
+    return [ConceptProfile.from_pretrained(folder, hookpoint) for hookpoint in hookpoints]
 
 
 def said(quiet: bool) -> AbstractContextManager[None]:
