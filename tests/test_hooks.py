@@ -99,10 +99,14 @@ def test_hooks_are_gone_after_an_error(tiny_pipe):
 
 def test_candidates_in_the_order_of_the_forward_pass(tiny_pipe):
     names = candidate_hookpoints(tiny_pipe)
-    assert names[0] == "unet.down_blocks.1.attentions.0"
-    assert names.index("unet.mid_block.attentions.0") == 3
-    assert names[-1] == "unet.up_blocks.1.attentions.2"
+    assert names[:2] == [
+        "unet.down_blocks.1.attentions.0",
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2",
+    ]
+    assert names.index("unet.mid_block.attentions.0") == 6
+    assert names[-2] == "unet.up_blocks.1.attentions.2"
     assert HOOKPOINT in names
+    assert not any("attn1" in name for name in names)
 
 
 def test_unknown_hookpoints_are_told_with_near_matches(tiny_pipe):

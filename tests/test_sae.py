@@ -66,7 +66,7 @@ def test_loss_and_gradients_equal_the_dense_form(batch, n_dead):
     x = torch.randn(25, 10, dtype=torch.float64)
     dead = torch.zeros(30, dtype=torch.bool)
     dead[:n_dead] = True
-    loss = sae.loss(x, dead)
+    loss = sae.loss(x, dead.nonzero().squeeze(1))
     loss.total.backward()
     mine = [parameter.grad.clone() for parameter in sae.parameters()]
     sae.zero_grad()
@@ -90,7 +90,7 @@ def test_auxk_by_eye():
     # x - b_dec = (1, 1), (2, 0); live z = 2, 4; x_hat = (9, 0), (11, 0); residual = (-1, 1), (-2, 0)
     # dead z = 1, 0, e_hat = (0, 1), (0, 0), without b_dec; e_hat - residual = (1, 0), (2, 0): 5
     # variance of (8, 1), (9, 0) about (8.5, 0.5): 1; n_dead = 1 = d_in / 2: scale 1
-    loss = sae.loss(x, torch.tensor([False, True]))
+    loss = sae.loss(x, torch.tensor([1]))
     assert loss.auxk.item() == 5
     assert loss.fvu.item() == 6
 
@@ -99,7 +99,7 @@ def test_auxk_reaches_only_dead_latents_and_not_the_residual():
     torch.manual_seed(0)
     sae = sae_of(d_in=6, latents=12, k=2)
     dead = torch.arange(12) < 4
-    sae.loss(torch.randn(20, 6, dtype=torch.float64), dead).auxk.backward()
+    sae.loss(torch.randn(20, 6, dtype=torch.float64), torch.arange(4)).auxk.backward()
     assert not sae.encoder.weight.grad[~dead].any()
     assert not sae.W_dec.grad[~dead].any()
     assert sae.W_dec.grad[dead].any()

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from saeuron.files import read_json, resolve_folder, write_folder, write_tensors
-from saeuron.sparse import SparseCode, above, batch_topk, decode, topk
+from saeuron.sparse import SparseCode, above, decode, decode_sparse, encode_sparse, topk
 
 Selection = Literal["topk", "threshold"]
 """How latents are chosen at inference: the k largest of each vector, or all above the stored threshold."""
@@ -162,7 +162,13 @@ class SparseAutoencoder(nn.Module):
     # ------------------------------------------------------------------------------------------------------- training
 
     def loss(
-        self, x: Float[Tensor, "row d_in"], dead: Bool[Tensor, " latent"] | None = None, auxk_alpha: float = 1 / 32
+        self,
+        x: Float[Tensor, "row d_in"],
+        dead: Int[Tensor, " dead"] | None = None,
+        auxk_alpha: float = 1 / 32,
+        *,
+        bound: Float[Tensor, ""] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Loss:
         """FVU + auxk_alpha AuxK, both float32 (float64 for a float64 SAE).
 
@@ -170,28 +176,34 @@ class SparseAutoencoder(nn.Module):
             AuxK = min(n_dead / (d_in / 2), 1) sum |e_hat - (x - x_hat)|^2 / sum |x - mean(x)|^2    (Gao et al. 2024)
 
         e_hat is decoded, without b_dec, from the min(d_in / 2, n_dead) largest dead latents of each vector; the
-        residual that it predicts is detached. `dead` marks the latents that have not fired for long.
+        residual that it predicts is detached. `dead` lists the latents that have not fired for long. `bound` is what
+        most kept values are expected to exceed (see `batch_topk`), `dtype` that of the encoder's product.
         """
-        pre_acts = self.pre_acts(x)
-        code = (batch_topk if self.config.batch_topk else topk)(pre_acts, self.config.k)
+        config = self.config
+        centred = x.to(self.W_dec.dtype) - self.b_dec
+        weight, bias = self.encoder.weight, self.encoder.bias
+        code, aux = encode_sparse(
+            centred, weight, bias, config.k, batch=config.batch_topk, bound=bound, dead=dead, dtype=dtype
+        )
         x = _at_least_float32(x)
-        x_hat = _at_least_float32(self.decode(code))
+        x_hat = _at_least_float32(decode_sparse(code, self.W_dec) + self.b_dec)
         residual = x - x_hat
         variance = (x - x.mean(0)).square().sum()
         fvu = residual.square().sum() / variance
         auxk = fvu.new_zeros(())
-        n_dead = 0 if dead is None else int(dead.sum())
-        if dead is not None and n_dead:
-            half = self.config.d_in // 2
-            aux_code = topk(torch.where(dead, pre_acts, 0), min(half, n_dead))
-            e_hat = _at_least_float32(decode(aux_code, self.W_dec))
-            auxk = min(n_dead / half, 1) * (e_hat - residual.detach()).square().sum() / variance
+        if dead is not None and len(dead):
+            half = config.d_in // 2
+            if len(dead) > half:
+                values, place = aux.topk(half, dim=1)
+                aux = torch.zeros_like(aux).scatter(1, place, values)
+            e_hat = _at_least_float32(aux @ self.W_dec[dead])
+            auxk = min(len(dead) / half, 1) * (e_hat - residual.detach()).square().sum() / variance
         return Loss(fvu + auxk_alpha * auxk, fvu, auxk, code)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
         """Scale the rows of W_dec to unit length."""
-        norm = self.W_dec.norm(dim=1, keepdim=True)
+        norm = torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True)
         self.W_dec.div_(norm.clamp(min=torch.finfo(norm.dtype).tiny))
         self.changed()
 
@@ -200,7 +212,8 @@ class SparseAutoencoder(nn.Module):
         """Remove from W_dec's gradient its component along each (unit) row, which normalising would undo."""
         gradient = self.W_dec.grad
         if gradient is not None:
-            gradient -= (gradient * self.W_dec).sum(1, keepdim=True) * self.W_dec
+            along = torch.linalg.vecdot(gradient, self.W_dec)
+            gradient.addcmul_(along[:, None], self.W_dec, value=-1)
 
     # ---------------------------------------------------------------------------------------------------------- files
 

@@ -1,11 +1,13 @@
 """Sparse codes: which latents of each vector are active and how strongly; how they are chosen and decoded.
 
-The forms here are the obvious ones. They run on any device and every gradient is autograd's.
+First the obvious forms, whose every gradient is autograd's, then the ones that training uses: `encode_sparse` and
+`decode_sparse` give the same values and gradients and do dense work in one place only, the encoder's product. What is
+sparse stays so: a gradient of a weight is a sum over bags of rows, with the code's entries sorted by latent.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,15 +47,24 @@ def topk(pre_acts: Float[Tensor, "row latent"], k: int) -> SparseCode:
     return SparseCode(values[kept], latent[kept], _offsets(kept.sum(1)))
 
 
-def batch_topk(pre_acts: Float[Tensor, "row latent"], k: int) -> SparseCode:
+def batch_topk(
+    pre_acts: Float[Tensor, "row latent"], k: int, bound: Float[Tensor, ""] | float | None = None
+) -> SparseCode:
     """The `k * rows` largest activations of the whole batch, each if it is positive (Bussmann et al. 2024).
 
-    Exactly that many are kept when so many are positive; which of several equal values is kept is not defined.
+    Exactly that many are kept when so many are positive; which of several equal values is kept is not defined. A
+    `bound` that most of them exceed makes it faster and changes nothing: the search is among the values above it, or
+    among all when those are too few.
     """
     count = min(k * pre_acts.shape[0], pre_acts.numel())
-    values, position = pre_acts.flatten().topk(count, sorted=False)
-    position = position[values > 0].sort().values
-    return _gather(pre_acts, position)
+    flat = pre_acts.flatten()
+    if bound is not None:
+        above_bound = (flat > bound).nonzero().squeeze(1)
+        if len(above_bound) >= count:
+            values, place = flat[above_bound].topk(count, sorted=False)
+            return _gather(pre_acts, above_bound[place[values > 0]].sort().values)
+    values, position = flat.topk(count, sorted=False)
+    return _gather(pre_acts, position[values > 0].sort().values)
 
 
 def above(pre_acts: Float[Tensor, "row latent"], threshold: Float[Tensor, ""] | float) -> SparseCode:
@@ -82,3 +93,95 @@ def _gather(pre_acts: Float[Tensor, "row latent"], position: Int[Tensor, " kept"
 
 def _offsets(lengths: Int[Tensor, " row"]) -> Int[Tensor, " row_and_one"]:
     return F.pad(lengths.cumsum(0), (1, 0))
+
+
+# --------------------------------------------------------------------------------------------------------- in training
+
+
+def encode_sparse(
+    x: Float[Tensor, "row d_in"],
+    weight: Float[Tensor, "latent d_in"],
+    bias: Float[Tensor, " latent"],
+    k: int,
+    *,
+    batch: bool = True,
+    bound: Float[Tensor, ""] | None = None,
+    dead: Int[Tensor, " dead"] | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[SparseCode, Float[Tensor, "row dead"]]:
+    """`batch_topk(relu(x W^T + b), k)` (or `topk`), and the activations of the `dead` latents, dense.
+
+    Differentiable in `x`, `weight` and `bias`. `dtype` is that of the product, the weights' own unless given.
+    """
+    none = torch.empty(0, dtype=torch.long, device=x.device)
+    values, latent, offsets, aux = _Encode.apply(
+        x, weight, bias, k, batch, bound, none if dead is None else dead, dtype
+    )
+    return SparseCode(values, latent, offsets), aux
+
+
+def decode_sparse(code: SparseCode, weight: Float[Tensor, "latent d_in"]) -> Float[Tensor, "row d_in"]:
+    """`decode(code, weight)`. Differentiable in `code.values` and in `weight`."""
+    return _Decode.apply(code.values, weight, code.latent, code.offsets)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        k: int,
+        batch: bool,
+        bound: Tensor | None,
+        dead: Tensor,
+        dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        pre_acts = F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))  # not one more pass for the ReLU
+        code = batch_topk(pre_acts, k, bound) if batch else topk(pre_acts, k)
+        aux = pre_acts[:, dead].relu().to(x.dtype)
+        values = code.values.to(x.dtype)
+        ctx.save_for_backward(x, weight, code.latent, code.offsets, dead, aux)
+        ctx.mark_non_differentiable(code.latent, code.offsets)
+        return values, code.latent, code.offsets, aux
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _latent: Any, _offsets: Any, grad_aux: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, latent, offsets, dead, aux = ctx.saved_tensors
+        code = SparseCode(grad, latent, offsets)
+        grad_weight = _sum_by_latent(code, x, len(weight))
+        grad_bias = grad.new_zeros(len(weight)).index_add_(0, latent, grad)
+        grad_x = decode(code, weight) if ctx.needs_input_grad[0] else None
+        if len(dead):
+            grad_aux = torch.where(aux > 0, grad_aux, 0)
+            grad_weight.index_add_(0, dead, grad_aux.T @ x)
+            grad_bias.index_add_(0, dead, grad_aux.sum(0))
+            if grad_x is not None:
+                grad_x = grad_x + grad_aux @ weight[dead]
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, latent: Tensor, offsets: Tensor) -> Tensor:
+        ctx.save_for_backward(values, weight, latent, offsets)
+        return decode(SparseCode(values, latent, offsets), weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight, latent, offsets = ctx.saved_tensors
+        with torch.enable_grad():  # the gradient of a bag's sample weights is PyTorch's own: one dot product each
+            again = values.detach().requires_grad_()
+            (grad_values,) = torch.autograd.grad(
+                decode(SparseCode(again, latent, offsets), weight.detach()), again, grad
+            )
+        return grad_values, _sum_by_latent(SparseCode(values, latent, offsets), grad, len(weight)), None, None
+
+
+def _sum_by_latent(code: SparseCode, rows: Float[Tensor, "row d_in"], latents: int) -> Float[Tensor, "latent d_in"]:
+    """`code.dense(latents).T @ rows`: for each latent, the sum of the rows that it is active in, times its values."""
+    order = code.latent.argsort()
+    lengths = torch.bincount(code.latent, minlength=latents)
+    transposed = SparseCode(code.values[order], code.rows()[order], _offsets(lengths))
+    return decode(transposed, rows)

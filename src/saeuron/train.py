@@ -41,6 +41,8 @@ class TrainConfig:
     """Largest norm of the gradient."""
     threshold_decay: float = 0.99
     """Decay of the running mean that becomes the inference threshold."""
+    bfloat16: bool = False
+    """Compute the encoder's product, nearly all of the work, in bfloat16; weights and all else stay as they are."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch", "epochs", "dead_after", "clip"):
@@ -77,6 +79,8 @@ class Trainer:
         self.step_count = 0
         self.silent: Int[Tensor, " latent"] = torch.zeros(sae.config.latents, dtype=torch.long, device=sae.device)
         """Vectors since each latent last fired."""
+        self._dead: Int[Tensor, " dead"] = torch.empty(0, dtype=torch.long, device=sae.device)
+        self._dead_every = max(1, config.dead_after // (100 * config.batch))
 
     def step(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, " statistic"]:
         """Improve the SAE on one batch; returns loss, FVU, AuxK, L0 and the dead fraction, on the device."""
@@ -87,8 +91,13 @@ class Trainer:
                 sae.b_dec.copy_(geometric_median(x))
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * max(0.0, 1 - self.step_count / self.steps)
-        dead = self.silent > config.dead_after
-        loss = sae.loss(x, dead, config.auxk_alpha)
+        is_dead = self.silent > config.dead_after
+        if self.step_count % self._dead_every == 0:
+            self._dead = is_dead.nonzero().squeeze(1)  # a device waits here, so not in every step
+        bound = 0.8 * sae.threshold if self.step_count and sae.device.type == "cpu" else None
+        loss = sae.loss(
+            x, self._dead, config.auxk_alpha, bound=bound, dtype=torch.bfloat16 if config.bfloat16 else None
+        )
         self.optimizer.zero_grad()
         loss.total.backward()
         nn.utils.clip_grad_norm_(sae.parameters(), config.clip)
@@ -104,7 +113,7 @@ class Trainer:
                 sae.threshold.lerp_(loss.code.values.min().float(), 1 - decay)
             l0 = loss.total.new_tensor(len(loss.code.values) / len(x))
         self.step_count += 1
-        return torch.stack([loss.total, loss.fvu, loss.auxk, l0, dead.to(l0.dtype).mean()]).detach()
+        return torch.stack([loss.total, loss.fvu, loss.auxk, l0, is_dead.to(l0.dtype).mean()]).detach()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a continued run needs."""
@@ -114,6 +123,7 @@ class Trainer:
             "adam": {str(index): values for index, values in adam.items()},
             "step_count": self.step_count,
             "silent": self.silent,
+            "dead": self._dead,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -123,7 +133,7 @@ class Trainer:
         adam["state"] = {int(index): values for index, values in state["adam"].items()}
         self.optimizer.load_state_dict(adam)
         self.step_count = state["step_count"]
-        self.silent = state["silent"].to(self.sae.device)
+        self.silent, self._dead = (state[name].to(self.sae.device) for name in ("silent", "dead"))
         self.sae.changed()
 
 

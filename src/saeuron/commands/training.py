@@ -43,6 +43,7 @@ def train(
     epochs: Annotated[int, Option(help="How often each vector is used.")] = 5,
     buffer: Annotated[int, Option(help="Vectors in the shuffle buffer.")] = 262_144,
     seed: Annotated[int, Option(help="Seed of weights, order and noise.")] = 0,
+    bfloat16: Annotated[bool, Option("--bfloat16", help="Compute the encoder's product in bfloat16.")] = False,
     half: Half = False,
     resume: Annotated[bool, Option(help="Continue from the checkpoint in the folder, or start over.")] = True,
     steps: Steps = None,
@@ -65,7 +66,10 @@ def train(
     from saeuron.train import TrainConfig, Trainer, forget_run, trained
     from saeuron.train import train as run
 
-    config, sampling = TrainConfig(lr=lr, batch=vectors, epochs=epochs), sampling_of(model, steps, guidance, batch)
+    config, sampling = (
+        TrainConfig(lr=lr, batch=vectors, epochs=epochs, bfloat16=bfloat16),
+        sampling_of(model, steps, guidance, batch),
+    )
     if prompts is not None:
         texts = read_lines(prompts)
         if count is not None and not 1 <= count <= len(texts):
