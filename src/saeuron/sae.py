@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ def as_selection(name: str) -> Selection:
     if name not in ("topk", "threshold"):
         raise ValueError(f"unknown selection {name!r}; expected 'topk' or 'threshold'")
     return "topk" if name == "topk" else "threshold"
+
+
+CHUNK_BYTES = 64 * 2**20
+"""Largest matrix of all latents that an edit makes at once."""
 
 
 @dataclass(frozen=True)
@@ -135,21 +139,43 @@ class SparseAutoencoder(nn.Module):
         return above(pre_acts, self.threshold)
 
     def activations_of(
-        self, x: Float[Tensor, "*batch d_in"], features: Int[Tensor, " feature"], selection: Selection = "topk"
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        features: Int[Tensor, " feature"],
+        selection: Selection = "topk",
+        above: Float[Tensor, " feature"] | None = None,
     ) -> Float[Tensor, "*batch feature"]:
         """Activations of some latents, 0 where they are not selected; equal to those columns of the dense code.
 
+        With `above`, also 0 where they do not exceed it. Only these latents are computed; whether TopK would select
+        them is looked up for the vectors in which one of them counts, so that a vector without any costs nothing more.
         Among equal values at the k-th place, TopK keeps some and this keeps all. Differentiable in `x`.
         """
+        rows = x.flatten(0, -2).to(self.W_dec.dtype) - self.b_dec
+        weight, bias = self.encoder.weight[features], self.encoder.bias[features]
+        chosen = nn.functional.linear(rows, weight, bias).relu()
+        kept = chosen > (0 if above is None else above.clamp(min=0))
         if as_selection(selection) == "threshold":
             self._require_threshold()
-            x = x.to(self.W_dec.dtype) - self.b_dec
-            chosen = nn.functional.linear(x, self.encoder.weight[features], self.encoder.bias[features]).relu()
-            return torch.where(chosen > self.threshold, chosen, 0)
-        pre_acts = self.pre_acts(x)
-        smallest = pre_acts.detach().topk(self.config.k, dim=-1).values[..., -1:]
-        chosen = pre_acts[..., features]
-        return torch.where(chosen >= smallest, chosen, 0)
+            kept &= chosen > self.threshold
+        else:
+            self._keep_topk(kept, rows.detach(), features)
+        return torch.where(kept, chosen, 0).unflatten(0, x.shape[:-1])
+
+    @torch.no_grad()
+    def _keep_topk(
+        self, kept: Bool[Tensor, "row feature"], rows: Float[Tensor, "row d_in"], features: Int[Tensor, " feature"]
+    ) -> None:
+        """Clear, in place, what is not among the k largest of its row; `rows` are without b_dec."""
+        asked = kept.any(1).nonzero().squeeze(1)
+        for part in asked.split(max(1, CHUNK_BYTES // (self.config.latents * rows.element_size()))):
+            pre_acts = self.encoder(rows[part])
+            mine = pre_acts[:, features]
+            if len(features) <= 4:
+                larger = torch.stack([(pre_acts > mine[:, i, None]).sum(1) for i in range(len(features))], dim=1)
+                kept[part] &= larger < self.config.k
+            else:
+                kept[part] &= mine >= pre_acts.topk(self.config.k, dim=1).values[:, -1:]
 
     def decode(self, code: SparseCode) -> Float[Tensor, "row d_in"]:
         """`z W_dec + b_dec`."""

@@ -227,7 +227,7 @@ def erase(
         base = tokens
     if len(features) == 0:
         return base
-    z = sae.activations_of(tokens, features, selection)
+    z = sae.activations_of(tokens, features, selection, threshold)
     change = torch.where(z > threshold, z * (gain - 1), 0)
     if not change.any():
         return base
