@@ -6,10 +6,14 @@ import datetime
 import os
 import platform
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 PATH = Path(__file__).parent / "RESULTS.md"
+
+# torch may yet import the standard library's `profile`, which must not be found here
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != PATH.parent.resolve()]
 
 
 def write_section(title: str, command: str, lines: list[str]) -> None:

@@ -168,7 +168,7 @@ def profile(
                 rows = [(image, row) for image, i in enumerate(batch) for row in concepts_of[left[i]]]
                 images, concepts = (torch.tensor(column) for column in zip(*rows, strict=True))
                 for step, found in enumerate(tokens):
-                    means = _means_of_images(found, sae, chosen[hookpoint]).cpu().double()
+                    means = means_of_images(found, sae, chosen[hookpoint]).cpu().double()
                     sums[hookpoint][:, step].index_add_(0, concepts, means[images])
             bar.update(len(batch))
             done += len(batch)
@@ -191,7 +191,7 @@ def profile(
 
 
 @torch.no_grad()
-def _means_of_images(
+def means_of_images(
     tokens: Float[Tensor, "image token d_in"], sae: SparseAutoencoder, selection: Selection
 ) -> Float[Tensor, "image latent"]:
     """Mean activation of each latent over the positions of each image."""
