@@ -23,8 +23,9 @@ fix: $(DEV)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# the full removal table takes half an hour more: .venv/bin/python benchmarks/removals.py
 bench: $(DEV)
-	$(BIN)/python benchmarks/mini.py
+	for name in mini train_step edit profile stream canvas; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # MiniCanvas from nothing, with its SAEs, profiles and settings: about four hours on 2 cores, resumable
 W := src/saeuron/mini/weights

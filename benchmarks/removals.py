@@ -33,8 +33,8 @@ def main() -> None:
         f"Before any removal: style {100 * accuracy(before, 'style'):.1f} %, "
         f"object {100 * accuracy(before, 'object'):.1f} %, {len(before)} images.",
         "",
-        "| removed | hookpoint | features | multiplier | UA | IRA | CRA |",
-        "|---|---|---|---|---|---|---|",
+        "| removed | features | multiplier | UA | IRA | CRA |",
+        "|---|---|---|---|---|---|",
     ]
     kinds: tuple[Kind, ...] = ("style", "object")
     for kind in kinds:
@@ -42,12 +42,14 @@ def main() -> None:
         out = arguments.out / f"{kind}s"
         scores = run.evaluate(pipe, kind, names, words, readers, out, sampling, arguments.seeds)
         mean = mean_scores(scores.values())
-        lines.append(f"| **{kind}s, mean** | | | | " + " | ".join(f"**{100 * x:.1f}**" for x in mean) + " |")
+        lines.append(f"| **{kind}s, mean** | | | " + " | ".join(f"**{100 * x:.1f}**" for x in mean) + " |")
         for name, found in scores.items():
             setting = run.settings[kind][name]
-            places = ", ".join(place.removeprefix("unet.") for place in setting.hookpoints)
-            how = f"{places} | {setting.features} | {setting.multiplier:g}"
+            how = f"{setting.features} | {setting.multiplier:g}"
             lines.append(f"| {name} | {how} | " + " | ".join(f"{100 * x:.1f}" for x in found) + " |")
+    for kind in kinds:
+        places = sorted({place for setting in run.settings[kind].values() for place in setting.hookpoints})
+        lines += ["", f"{kind.capitalize()}s at {', '.join(places)}."]
     write_section("Every style and object removed in turn", "python benchmarks/removals.py", lines)
 
 

@@ -1,7 +1,7 @@
 """What a vector costs as a training grows: `python benchmarks/stream.py`.
 
-Vectors go through the shuffle buffer into a small SAE, as they come from a pipeline; nothing goes to the disk. Neither the
-time for a vector nor the memory may grow with their number.
+Vectors go through the shuffle buffer into a small SAE, as they come from a pipeline; nothing goes to the disk. Neither
+the time for a vector nor the memory may grow with their number.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from functools import partial
 
 import pytest
@@ -53,6 +54,25 @@ def test_help_is_a_tour(run):
     assert code == 0
     for command in ("demo", "hookpoints", "train", "profile", "sweep", "plan", "generate", "evaluate canvas"):
         assert f"saeuron {command}" in out or f"  {command}" in out
+
+
+def test_the_tours_commands_run_one_after_the_other(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = {
+        "train": ["--count", "13", "--vectors", "64", "--buffer", "2048", "--epochs", "1", "--expansion", "2", *FAST],
+        "sweep": ["--concept", "Cats", "--features", "1", "--multiplier", "-1", *FAST],
+        "evaluate": ["--concept", "Rust", *FAST],
+    }
+    lines = re.findall(r"^  saeuron (\w+.*)", cli.TOUR, re.MULTILINE)
+    commands = [shlex.split(re.split(r" {2,}", line)[0]) for line in lines]
+    assert [command[0] for command in commands] == [
+        "hookpoints", "train", "profile", "sweep", "plan", "generate", "evaluate"
+    ]  # fmt: skip
+    for command in commands:
+        extra = short.get(command[0], FAST if command[0] in ("profile", "generate") else [])
+        code, _, err = run(*command, *extra)
+        assert code == 0, (command, err)
+    assert len(read_images("images")) == 1
 
 
 def test_hookpoints_lists_width_and_map(run):

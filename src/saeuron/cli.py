@@ -17,7 +17,7 @@ Start with `saeuron demo --out demo`: it does everything below on a small pipeli
 
 \b
   saeuron hookpoints                       which blocks can be edited
-  saeuron train --out sae                  train an SAE on a block's activations
+  saeuron train --out sae --count 442      train SAEs on activations, with 442 prompts
   saeuron profile --sae sae --out styles   measure which features each concept uses
   saeuron sweep --out sweep                find how many features, and how strongly
   saeuron plan Rust --profile styles --features 3 --out no-rust

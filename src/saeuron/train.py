@@ -100,7 +100,7 @@ class Trainer:
         )
         self.optimizer.zero_grad()
         loss.total.backward()
-        nn.utils.clip_grad_norm_(sae.parameters(), config.clip)
+        self._clip()
         sae.project_decoder_gradient()
         self.optimizer.step()
         sae.normalize_decoder()
@@ -114,6 +114,13 @@ class Trainer:
             l0 = loss.total.new_tensor(len(loss.code.values) / len(x))
         self.step_count += 1
         return torch.stack([loss.total, loss.fvu, loss.auxk, l0, is_dead.to(l0.dtype).mean()]).detach()
+
+    def _clip(self) -> None:
+        """Scale the gradient down to the largest norm; on the CPU, where looking is free, only if it is larger."""
+        parameters = list(self.sae.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm.device.type != "cpu" or not norm <= self.config.clip:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a continued run needs."""
