@@ -85,7 +85,7 @@ def test_modules_and_functions_stay_short():
     for path in modules():
         assert len(path.read_text().splitlines()) <= 430, path.name
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and path.stem != "cli":
+            if isinstance(node, ast.FunctionDef) and path.parent.name != "commands":  # those are lists of options
                 assert (node.end_lineno or 0) - node.lineno <= 70, f"{path.name}: {node.name}"
 
 

@@ -23,7 +23,7 @@ def fixed_readers():
 def test_prompts_of_a_scan():
     prompts = scan_prompts("object", ["Cats"], WORDS, 9)
     assert (len(prompts.training), prompts.targets, set(prompts.concepts)) == (9, ["Cats"], set(WORDS.objects))
-    assert {r.object for r in prompts.trials} == set(WORDS.objects)
+    assert {r.object for r in prompts.trials["Cats"]} == set(WORDS.objects)
     for request, other in prompts.swaps:
         assert request.object == "Cats"
         assert other != request.prompt
@@ -32,6 +32,8 @@ def test_prompts_of_a_scan():
     assert all("Rust" not in other and "Winter" not in other for _, other in styles.swaps)
     with pytest.raises(ValueError, match="unknown style 'Rusty'"):
         scan_prompts("style", ["Rusty"], WORDS, 9)
+    with pytest.raises(ValueError, match="there is one style only, Rust; a scan compares at least two"):
+        scan_prompts("style", [], WORDS._replace(styles=("Rust",)), 9)
 
 
 def test_a_scan_ranks_and_continues(tiny_pipe, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saeuron.activations import ActivationStream, HookpointShape, Sampling, activations, hookpoint_shapes
 from saeuron.concepts import ConceptProfile, profile, scores
-from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, evaluate, grid, mean_scores
+from saeuron.evaluate.canvas import CanvasScores, Classifier, Kind, grid, mean_scores, predict_removals, score
 from saeuron.files import claim_folder
 from saeuron.hooks import Edit, Record, edited, recorded
 from saeuron.images import ImageRequest
@@ -33,7 +33,7 @@ class ScanConfig:
     k: int = 16
     lr: float = 1e-3
     batch: int = 1024
-    epochs: int = 5
+    epochs: int = 2
     buffer: int = 65_536
     features: int = 1
     """Features for each concept in the trial edit."""
@@ -70,8 +70,8 @@ class ScanPrompts(NamedTuple):
     """To measure the concepts on: the targets, and others as a contrast."""
     targets: list[str]
     """The concepts that count."""
-    trials: list[ImageRequest]
-    """Images of the trial edits."""
+    trials: dict[str, list[ImageRequest]]
+    """Images of each target's trial edit: five that show it, and one for each other concept."""
     swaps: list[tuple[ImageRequest, str]]
     """Images of the targets, each with the prompt of the same without the target."""
 
@@ -81,27 +81,31 @@ def scan_prompts(
 ) -> ScanPrompts:
     """Training prompts of everything, and validation and trial prompts of the targets and a few others.
 
-    Without targets, the first four concepts of the kind. Raises ValueError for one that is not known.
+    Without targets, the first four concepts of the kind. Raises ValueError for one that is not known, or the only one.
     """
     known = words.of(kind)
     for name in targets:
         if name not in known:
             raise ValueError(unknown(kind, name, known))
+    if len(known) < 2:
+        raise ValueError(f"there is one {kind} only, {', '.join(known)}; a scan compares at least two")
     targets = list(targets or known[:4])
     chosen = [*targets, *[name for name in known if name not in targets][:contrast]]
     texts = validation_prompts(kind, words.objects, words.styles, folder, each=1)
 
     prompt = partial(trial_prompt, folder=folder)
-    if kind == "object":
-        trials = grid(chosen, [None, *words.styles[:4]], [0], prompt)
-    else:
-        trials = grid(words.objects[:5], chosen, [0], prompt)
-    swaps = []
-    for request in trials:
-        if request.object is not None and getattr(request, kind) in targets:
-            others = [name for name in words.objects if name != request.object]
-            other = prompt(request.object, None) if kind == "style" else prompt(others[0], request.style)
-            swaps.append((request, other))
+    trials, swaps = {}, []
+    for target in targets:
+        others = [name for name in chosen if name != target]
+        if kind == "object":
+            mine = grid([target], [None, *words.styles[:4]], [0], prompt)
+            kin = [request for name in others for request in grid([name], words.styles[:1], [0], prompt)]
+            swaps += [(request, prompt(others[0], request.style)) for request in mine]
+        else:
+            mine = grid(words.objects[:5], [target], [0], prompt)
+            kin = [request for name in others for request in grid(words.objects[:1], [name], [0], prompt)]
+            swaps += [(request, prompt(words.objects[i], None)) for i, request in enumerate(mine)]
+        trials[target] = mine + kin
     training = training_prompts(words.objects, words.styles, folder, count=count)
     return ScanPrompts(training, {name: texts[name] for name in chosen}, targets, trials, swaps)
 
@@ -143,14 +147,15 @@ def scan(
             reach = _reach(pipe, hookpoint, prompts.swaps, sampling, kind, classifiers[kind])
             tried = {}
             for multiplier in config.multipliers:
-                removals, facts = {}, {}
-                for target in prompts.targets:
+                found = []
+                for target, requests in prompts.trials.items():
                     made = plan(profiles[hookpoint], [target], config.features, multiplier)
-                    removals[target] = partial(unlearned, pipe, sae, made)
-                    facts[target] = {"plan": made.fingerprint()}
-                folder = out / "images" / hookpoint / f"{multiplier:g}"
-                found = evaluate(pipe, removals, kind, prompts.trials, classifiers, folder, sampling, facts)
-                tried[multiplier] = mean_scores(found.values())
+                    removal = {target: partial(unlearned, pipe, sae, made)}
+                    facts = {target: {"plan": made.fingerprint()}}
+                    folder = out / "images" / hookpoint / f"{multiplier:g}"
+                    read = predict_removals(pipe, removal, requests, classifiers, folder, sampling, facts)
+                    found.append(score(read[target], kind, [target]))
+                tried[multiplier] = mean_scores(found)
             multiplier = max(tried, key=lambda m: tried[m].mean)
             report = replace(report, reach=reach, multiplier=multiplier, edit=tried[multiplier])
         reports.append(report)
