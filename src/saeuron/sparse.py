@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class SparseCode(NamedTuple):
@@ -147,6 +148,7 @@ class _Encode(torch.autograd.Function):
         return values, code.latent, code.offsets, aux
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _latent: Any, _offsets: Any, grad_aux: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, latent, offsets, dead, aux = ctx.saved_tensors
         code = SparseCode(grad, latent, offsets)
@@ -165,18 +167,20 @@ class _Encode(torch.autograd.Function):
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, latent: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(values, weight, latent, offsets)
-        return decode(SparseCode(values, latent, offsets), weight)
+        with torch.enable_grad():  # the gradient of a bag's sample weights is PyTorch's own: one dot product each
+            values = values.detach().requires_grad_()
+            decoded = decode(SparseCode(values, latent, offsets), weight.detach())
+        ctx.values, ctx.decoded, ctx.latents = values, decoded, len(weight)
+        ctx.save_for_backward(latent, offsets)
+        return decoded.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, weight, latent, offsets = ctx.saved_tensors
-        with torch.enable_grad():  # the gradient of a bag's sample weights is PyTorch's own: one dot product each
-            again = values.detach().requires_grad_()
-            (grad_values,) = torch.autograd.grad(
-                decode(SparseCode(again, latent, offsets), weight.detach()), again, grad
-            )
-        return grad_values, _sum_by_latent(SparseCode(values, latent, offsets), grad, len(weight)), None, None
+        latent, offsets = ctx.saved_tensors
+        (grad_values,) = torch.autograd.grad(ctx.decoded, ctx.values, grad, retain_graph=True)
+        code = SparseCode(ctx.values.detach(), latent, offsets)
+        return grad_values, _sum_by_latent(code, grad, ctx.latents), None, None
 
 
 def _sum_by_latent(code: SparseCode, rows: Float[Tensor, "row d_in"], latents: int) -> Float[Tensor, "latent d_in"]:
