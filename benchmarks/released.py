@@ -41,8 +41,8 @@ class Trainer:
 
     def step(self, x: Tensor, dead: Tensor) -> Tensor:
         """Forward, backward, clipping, projection, Adam, normalisation; returns the loss."""
-        total = loss(self.sae, x, dead)
         self.optimizer.zero_grad()
+        total = loss(self.sae, x, dead)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.sae.parameters(), 1.0)
         weight = self.sae.W_dec

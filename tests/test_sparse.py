@@ -81,6 +81,20 @@ def test_a_bound_changes_nothing_in_batch_topk(bound):
         )
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_large_matrix_is_searched_above_a_sampled_bound(monkeypatch, ties):
+    x = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
+    if ties:
+        x = x.round()
+    exact = batch_topk(x, 5)
+    monkeypatch.setattr("saeuron.sparse.SAMPLED_FROM", 1)
+    for bound in (None, 1e9):
+        found = batch_topk(x, 5, bound)
+        assert torch.equal(found.values.sort().values, exact.values.sort().values)
+    x[::2] = -1  # the sample sees every 64th entry
+    assert len(batch_topk(-x.abs(), 5).values) == 0
+
+
 def uneven(rows=60, d_in=16, latents=400):
     """Vectors of very different lengths: of some rows nothing is kept, of others hundreds; and some equal ones."""
     generator = torch.Generator().manual_seed(3)

@@ -7,6 +7,7 @@ sparse stays so: a gradient of a weight is a sum over bags of rows, with the cod
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+SAMPLED_FROM = 2**20
+"""Entries from which on a matrix is sampled before its largest ones are looked for."""
 
 
 class SparseCode(NamedTuple):
@@ -54,18 +58,29 @@ def batch_topk(
     """The `k * rows` largest activations of the whole batch, each if it is positive (Bussmann et al. 2024).
 
     Exactly that many are kept when so many are positive; which of several equal values is kept is not defined. A
-    `bound` that most of them exceed makes it faster and changes nothing: the search is among the values above it, or
-    among all when those are too few.
+    `bound` that most of them exceed makes it faster and changes nothing: the search is among the values above it. When
+    those are too few, or without one, a large matrix on the CPU is searched above a bound that a sample of it suggests.
     """
     count = min(k * pre_acts.shape[0], pre_acts.numel())
     flat = pre_acts.flatten()
-    if bound is not None:
-        above_bound = (flat > bound).nonzero().squeeze(1)
-        if len(above_bound) >= count:
-            values, place = flat[above_bound].topk(count, sorted=False)
-            return _gather(pre_acts, above_bound[place[values > 0]].sort().values)
+    for lower in _lower_bounds(flat, count, bound):
+        survivors = (flat > lower).nonzero().squeeze(1)
+        if len(survivors) >= count:
+            values, place = flat[survivors].topk(count, sorted=False)
+            return _gather(pre_acts, survivors[place[values > 0]].sort().values)
     values, position = flat.topk(count, sorted=False)
     return _gather(pre_acts, position[values > 0].sort().values)
+
+
+def _lower_bounds(
+    flat: Float[Tensor, " entry"], count: int, bound: Float[Tensor, ""] | float | None
+) -> Iterator[Float[Tensor, ""] | float]:
+    """What the `count` largest entries may all exceed: the given bound, then one that twice as many should exceed."""
+    if bound is not None:
+        yield bound
+    if flat.device.type == "cpu" and len(flat) >= SAMPLED_FROM:
+        sample = flat[::64]
+        yield sample.topk(min(count // 32 + 1, len(sample))).values[-1]
 
 
 def above(pre_acts: Float[Tensor, "row latent"], threshold: Float[Tensor, ""] | float) -> SparseCode:

@@ -95,10 +95,10 @@ class Trainer:
         if self.step_count % self._dead_every == 0:
             self._dead = is_dead.nonzero().squeeze(1)  # a device waits here, so not in every step
         bound = 0.8 * sae.threshold if self.step_count and sae.device.type == "cpu" else None
+        self.optimizer.zero_grad()
         loss = sae.loss(
             x, self._dead, config.auxk_alpha, bound=bound, dtype=torch.bfloat16 if config.bfloat16 else None
         )
-        self.optimizer.zero_grad()
         loss.total.backward()
         self._clip()
         sae.project_decoder_gradient()
