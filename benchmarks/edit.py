@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import released
 import torch
-from diffusers import UNet2DConditionModel
 from results import write_section
 
 from saeuron.sae import SaeConfig, SparseAutoencoder
@@ -23,6 +22,8 @@ D_IN, LATENTS, K = 1280, 20_480, 32
 
 def unet_step() -> Callable[[], object]:
     """One call of a UNet with the architecture of Stable Diffusion 1.4."""
+    from diffusers import UNet2DConditionModel  # only now: see results.py
+
     unet = UNet2DConditionModel(
         sample_size=64,
         block_out_channels=(320, 640, 1280, 1280),

@@ -170,12 +170,7 @@ class SparseAutoencoder(nn.Module):
         asked = kept.any(1).nonzero().squeeze(1)
         for part in asked.split(max(1, CHUNK_BYTES // (self.config.latents * rows.element_size()))):
             pre_acts = self.encoder(rows[part])
-            mine = pre_acts[:, features]
-            if len(features) <= 4:
-                larger = torch.stack([(pre_acts > mine[:, i, None]).sum(1) for i in range(len(features))], dim=1)
-                kept[part] &= larger < self.config.k
-            else:
-                kept[part] &= mine >= pre_acts.topk(self.config.k, dim=1).values[:, -1:]
+            kept[part] &= pre_acts[:, features] >= pre_acts.topk(self.config.k, dim=1).values[:, -1:]
 
     def decode(self, code: SparseCode) -> Float[Tensor, "row d_in"]:
         """`z W_dec + b_dec`."""
