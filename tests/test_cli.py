@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from functools import partial
 
 import pytest
@@ -139,7 +140,7 @@ def test_a_killed_training_continues(run, trained, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "step", killed)
-        patched.setattr("saeuron.train.train", partial(train, checkpoint_every=5))
+        patched.setattr(sys.modules["saeuron.train"], "train", partial(train, checkpoint_every=5))
         run(*arguments)
     assert (tmp_path / "sae" / "checkpoint.safetensors").exists()
     assert run(*arguments)[0] == 0
